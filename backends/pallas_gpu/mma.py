@@ -1,0 +1,88 @@
+"""Matrix products of a kernel's tiles turned into Hopper's `wgmma`, in flight while other work is done.
+
+A warpgroup's `wgmma` reads registers and shared memory until it is waited for. So what a product in flight
+reads or writes must not be computed anew before the wait: `ptxas` sees such code and serializes every product
+of the kernel (its warning C7513). `paired` is shaped by that rule.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ["mma", "paired", "product"]
+
+Array = jax.Array
+
+
+def nothing() -> None:
+    """No work."""
+
+
+def product(a: Any, b: Any, issued: Callable[[], None] = nothing) -> Array:
+    """a b in float32, both operands in shared memory. `issued` runs once the product is under way."""
+
+    def issue(ref: Any) -> Any:
+        plgpu.wgmma(ref, a, b)
+        issued()
+        return ref[...]
+
+    return pl.run_scoped(issue, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
+    """acc + a b.   acc: float32 [R, C] in registers; a: [R, K] in registers; b: [K, C] in shared memory.
+
+    staging: where kernels are interpreted, a [R, K] buffer in shared memory. The interpreter runs no product
+    with an operand in registers, so `a` goes through the buffer there, and only there.
+    """
+    if staging is not None:
+        staging[...] = a
+        return acc + product(staging, b)
+    return pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.ACC.init(acc))
+
+
+def paired[State](
+    x: Any,
+    y: Any,
+    acc: Array,
+    a: Array,
+    b: Any,
+    *,
+    between: Callable[[], None],
+    issued: Callable[[], None],
+    during: Callable[[Array, State], State],
+    state: State,
+    staging: Any = None,
+) -> tuple[Array, State]:
+    """(acc + a b, during(x y, state)): x y is issued first, and `during` runs on it while a b is in flight.
+
+    x: [R, L] and y: [L, S] in shared memory; acc, a, b, staging: as in `mma`. `between` runs before a b is
+    issued (to wait for b), `issued` once both are. state: arrays; `during` gives the same shapes, dtypes and
+    layouts. What it gives may be rounded or combined with the sum only after this returns.
+    """
+    if staging is not None:
+        early = product(x, y)
+        between()
+        total = mma(acc, a, b, staging)
+        issued()
+        return total, during(early, state)
+
+    def issue(refs: Any) -> None:
+        early, total, kept = refs
+        plgpu.wgmma(early, x, y)
+        between()
+        plgpu.wgmma(total, a, b)
+        issued()
+        value = plgpu.wgmma_accumulator_load(early, wait_n=1)
+        for ref, new in zip(jax.tree.leaves(kept), jax.tree.leaves(during(value, state)), strict=True):
+            ref[...] = new
+
+    zeros = plgpu.layout_cast(jnp.zeros((x.shape[0], y.shape[1]), jnp.float32), plgpu.Layout.WGMMA)
+    # both accumulators are set up before either product starts
+    _, total, kept = pl.run_state(issue)((plgpu.ACC.init(zeros), plgpu.ACC.init(acc), state))
+    return lax.optimization_barrier((total, kept))

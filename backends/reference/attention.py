@@ -1,0 +1,96 @@
+"""Scores, their formulas, softmax weights and weighted sums, as the definitions read: attention is all of them in turn.
+
+Axes are the same letters everywhere: B batch, N queries, M keys, H query heads, G key/value heads, D head size.
+Attention is the composition of its steps, so it needs no definition beyond theirs (systems: MHA, MQA, GQA).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tfc.backends.reference.dense import Dense
+from tfc.formula.expr import Expr
+from tfc.ir.ops import Attention, Masked, Mix, Score, Scores, Weigh
+
+__all__ = ["attention", "masked", "mix", "score", "scores", "weigh"]
+
+Array = jax.Array
+
+
+def _formula(expr: Expr, shape: tuple[int, ...], captured: tuple[Array, ...], real: Any, **names: Array) -> Array:
+    """The formula's values for scores of shape [B, H, N, M].
+
+    By default query i has position i + (M - N) and key j has position j, aligned at the end. A slot's
+    operand is [B, N] or [N] for the query's side, [B, M] or [M] for the key's.
+    """
+    _, heads, n, m = shape
+    reader = Dense(
+        real=real,
+        operands=captured,
+        tokens={
+            "q": (jnp.arange(n, dtype=jnp.int32) + (m - n))[None, None, :, None],
+            "k": jnp.arange(m, dtype=jnp.int32)[None, None, None, :],
+        },
+        load=lambda x, side: jnp.atleast_2d(x)[:, None, :, None] if side == "q" else jnp.atleast_2d(x)[:, None, None, :],
+        vars={"h": jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], **names},
+    )
+    return jnp.broadcast_to(reader(expr), shape)
+
+
+def scores(op: Scores, real: Any, q: Array, k: Array) -> tuple[Array]:
+    """scale * q k^T.   q: [B, N, H, D]   k: [B, M, G, D]   -> [B, H, N, M]; head i reads key head i // (H // G)"""
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    return (op.scale * jnp.einsum("bnhd,bmhd->bhnm", q, k, precision="highest"),)
+
+
+def score(op: Score, real: Any, s: Array, *captured: Array) -> tuple[Array]:
+    """The score formula over s.   s: [B, H, N, M] -> the same"""
+    return (_formula(op.formula, s.shape, captured, real, s=s).astype(real),)
+
+
+def masked(op: Masked, real: Any, s: Array, *captured: Array) -> tuple[Array]:
+    """-inf where the mask formula is false.   s: [B, H, N, M] -> the same"""
+    return (jnp.where(_formula(op.formula, s.shape, captured, real), s, -jnp.inf),)
+
+
+def weigh(op: Weigh, real: Any, s: Array, *captured: Array) -> tuple[Array, Array]:
+    """Softmax over the keys that are not -inf, then the weigh formula over s and p.
+
+    s: [B, H, N, M] -> weights of the same shape, lse [B, H, N]. Weights of keys that are not seen are zero; a row
+    that sees none has zeros, lse = -inf and zero gradients. A NaN passes to its whole row.
+    """
+    seen = ~jnp.isneginf(s)
+    row = jnp.any(seen, axis=-1, keepdims=True)
+    finite = jnp.where(seen, s, 0)  # what gradients flow through, where something is seen
+    top = jnp.max(jnp.where(seen, s, -jnp.inf), axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(jnp.where(row, top, 0))
+    e = jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
+    total = jnp.where(row, jnp.sum(e, axis=-1, keepdims=True), 1)
+    lse = jnp.where(row, top + jnp.log(total), -jnp.inf)[..., 0]
+    w = _formula(op.formula, s.shape, captured, real, s=finite, p=e / total)
+    return jnp.where(seen, w, 0).astype(real), lse
+
+
+def mix(op: Mix, real: Any, w: Array, v: Array) -> tuple[Array]:
+    """Weighted sums of values.   w: [B, H, N, M]   v: [B, M, G, Dv]   -> [B, N, H, Dv]"""
+    v = jnp.repeat(v, w.shape[1] // v.shape[2], axis=2)
+    return (jnp.einsum("bhnm,bmhd->bnhd", w, v, precision="highest"),)
+
+
+def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
+    """mix(weigh(masked(score(scale * q k^T))), v).
+
+    q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   -> out [B, N, H, Dv], lse [B, H, N]
+    A key that no query of its batch row may see has no effect at all, whatever it holds: what lies beyond
+    a given length never reaches a result or a gradient, not even a NaN.
+    """
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    used = jnp.any(_formula(op.mask, shape, captured, real), axis=(1, 2))[:, :, None, None]
+    k, v = jnp.where(used, k, 0), jnp.where(used, v, 0)
+    (s,) = scores(Scores(scale=op.scale), real, q, k)
+    (s,) = score(Score(formula=op.score), real, s, *captured)
+    (s,) = masked(Masked(formula=op.mask), real, s, *captured)
+    w, lse = weigh(Weigh(formula=op.weigh), real, s, *captured)
+    (out,) = mix(Mix(), real, w, v)
+    return out, lse

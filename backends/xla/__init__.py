@@ -1,0 +1,1 @@
+"""Operations as fast jnp, and JAX's own fused calls where they serve."""

@@ -1,0 +1,129 @@
+"""Operations and parameters, one at a time -> a Program: captures what bodies read from outside, names every value."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from tfc.grammar.values import Tensor
+from tfc.ir.ops import Constant, Op
+from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
+from tfc.ir.types import DType, Size, TensorType
+from tfc.source import Span
+
+__all__ = ["Builder"]
+
+_NUMBERS = count()  # never the same value twice, in whatever builder: a captured one is known by its number
+
+
+@dataclass(slots=True, eq=False)
+class Builder:
+    """A program being written. Values have numbers for names until `finish`, which gives the ones people read.
+
+    parent: the builder whose program will hold this one's as a `repeat` body; its values are captured on use.
+    """
+
+    parent: "Builder | None" = None
+    inputs: list[Input] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    eqns: list[Eqn] = field(default_factory=list)
+    captured: dict[Value, tuple[Tensor, Value]] = field(default_factory=dict)
+    constants: dict[tuple[type, bool | int | float, DType], Tensor] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
+    closed: bool = False
+
+    def value(self, type: TensorType, hint: str) -> Value:
+        name = str(next(_NUMBERS))
+        self.hints[name] = hint
+        return Value(name, type)
+
+    def input(self, type: TensorType, hint: str, span: Span, default: Size | None = None) -> Tensor:
+        made = self.value(type, hint)
+        self.inputs.append(Input(made, default))
+        return Tensor(made, self, span)
+
+    def param(self, path: str, hint: str, type: TensorType, init: Init, trained: bool, span: Span) -> Tensor:
+        made = self.value(type, hint)
+        self.params.append(Param(path, made, init, trained))
+        return Tensor(made, self, span)
+
+    def local(self, tensor: Tensor) -> Value:
+        """The tensor as a value of this program: itself, or the input that brings it in from outside."""
+        if tensor.home is self:
+            return tensor.value
+        if tensor.value not in self.captured:
+            self.captured[tensor.value] = (tensor, self.value(tensor.type, tensor.home.hints[tensor.value.name]))
+        return self.captured[tensor.value][1]
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is this program's own or that of one around it."""
+        at: Builder | None = self
+        while at is not None and at is not tensor.home:
+            at = at.parent
+        return at is not None
+
+    def constant(self, value: bool | int | float, dtype: DType, span: Span) -> Tensor:
+        """A number as a tensor without axes; the same number once."""
+        key = (type(value), value, dtype)
+        if key not in self.constants:
+            (self.constants[key],) = self.emit(Constant(value=value, dtype=dtype), (), span, "const")
+        return self.constants[key]
+
+    def emit(
+        self, op: Op, args: tuple[Tensor, ...], span: Span, hint: str, fields: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """One equation. Raises IRError where the operands do not fit."""
+        operands = tuple(map(self.local, args))
+        outs = tuple(self.value(t, hint) for t in op.infer(*(a.type for a in operands)))
+        self.eqns.append(Eqn(outs, op, operands, span))
+        return tuple(Tensor(v, self, span, fields or {}) for v in outs)
+
+    def rename(self, tensor: Tensor, hint: str) -> None:
+        """The equation's own name for what its last operation gave."""
+        if self.eqns and tensor.home is self and tensor.value in self.eqns[-1].outs:
+            self.hints[tensor.value.name] = hint
+
+    def invariants(self) -> tuple[Tensor, ...]:
+        """What was captured, in the order of first use: the operands that the `repeat` passes besides its carries."""
+        return tuple(outer for outer, _ in self.captured.values())
+
+    def finish(self, name: str, results: tuple[Tensor, ...], precision: Precision, doc: str = "") -> Program:
+        """The program, its values named after the equations, parameters and inputs of the spec."""
+        inner = tuple(Input(v) for _, v in self.captured.values())
+        inputs = (*self.inputs, *inner)
+        ends = tuple(map(self.local, results))
+        order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
+        names = _names([self.hints[v.name] for v in order])
+        renamed = {v: Value(n, v.type) for v, n in zip(order, names, strict=True)}
+        self.closed = True
+        return Program(
+            name=name,
+            inputs=tuple(replace(i, value=renamed[i.value]) for i in inputs),
+            params=tuple(replace(p, value=renamed[p.value]) for p in self.params),
+            eqns=tuple(
+                Eqn(tuple(renamed[o] for o in e.outs), e.op, tuple(renamed[a] for a in e.args), e.span)
+                for e in self.eqns
+            ),
+            results=tuple(renamed[v] for v in ends),
+            precision=precision,
+            doc=doc,
+        )
+
+
+def _names(hints: list[str]) -> list[str]:
+    """Every hint as a name of its own: the first keeps it, later ones are numbered from 2."""
+    taken: set[str] = set(hints)
+    counts: dict[str, int] = {}
+    out = []
+    for hint in hints:
+        base = re.sub(r"_[0-9]+\Z", "", hint) or hint
+        counts[hint] = counts.get(hint, 0) + 1
+        name = hint
+        if counts[hint] > 1:
+            n = counts[hint]
+            while (name := f"{base}_{n}") in taken:
+                n += 1
+            counts[hint] = n
+        taken.add(name)
+        out.append(name)
+    return out

@@ -1,0 +1,321 @@
+"""A text -> its tokens and comments in one pass, and the faults that need no grammar: characters, numbers, brackets.
+
+The parser has its own lexer (Lark's). This one never stops at a fault, so that every one is found in a single run;
+it also tells the parser where items begin, which is where parsing resumes after a syntax error.
+"""
+
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.source import Source, Span
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "Scan", "Token", "check_characters", "scan"]
+
+MAX_BYTES = 256 * 1024
+"""Sources above this are refused before parsing: a megabyte takes seconds."""
+MAX_DEPTH = 200
+"""Brackets within brackets."""
+
+# Characters that show nothing or reorder what is shown; tab and line ends are the only controls a text needs.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+_NAMED_HIDDEN = {"\x00": "a NUL byte", "\ufeff": "a byte order mark"}
+
+_TOKEN = re.compile(
+    r"""(?P<blank>[ \t\r\n]+)
+    | (?P<comment>\#[^\n]*)
+    | (?P<string>"(?:[^"\\\n]|\\[^\n])*")
+    | (?P<open_string>"[^\n]*)
+    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<number>[0-9]+(?:_[0-9]+)*(?:\.[0-9]+(?:_[0-9]+)*)?(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))
+    | (?P<bad_number>(?:[0-9]|\.[0-9])(?:[eE][+-](?=[0-9])|[A-Za-z0-9_.])*)
+    | (?P<foreign>\*\*|===|!==|<>|&&?|\|\|?|!(?!=)|[-+*/%^]=(?!=)|:=|->|=>|=<|/\*|\*/|\.\.+|'[^'\n]*'|;)
+    | (?P<operator>//|==|!=|<=|>=|[-+*/%^<>=,.:@])
+    | (?P<bracket>[()\[\]{}])
+    | (?P<stray>[^\W\d][\w]*|.)""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """kind: a group name of the pattern above, without blanks and comments; first: whether it begins its line."""
+
+    kind: str
+    text: str
+    start: int
+    first: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """tokens, comments as (offset, text), the faults found, and where items begin (offsets, in order)."""
+
+    source: Source
+    tokens: tuple[Token, ...]
+    comments: tuple[tuple[int, str], ...]
+    faults: tuple[Diagnostic, ...]
+    starts: tuple[int, ...]
+    too_deep: bool = False
+
+    def span(self, token: Token) -> Span:
+        return Span(self.source, token.start, token.end)
+
+
+def check_characters(source: Source) -> list[Diagnostic]:
+    """What makes a text unreadable as a whole: its size, and hidden or reordering characters (the first of them)."""
+    size = len(source.text) if source.text.isascii() else len(source.text.encode("utf-8", "surrogatepass"))
+    if size > MAX_BYTES:
+        return [
+            Diagnostic(
+                code="E003",
+                message=f"the text has {size:_} bytes; {MAX_BYTES:_} is the limit",
+                span=Span(source, 0, 0),
+                help="split it into files and import them",
+            )
+        ]
+    if source.text.isascii() and source.text.isprintable():
+        return []
+    if hidden := _HIDDEN.search(source.text):
+        char = hidden.group()
+        what = _NAMED_HIDDEN.get(char, f"the invisible character U+{ord(char):04X}")
+        span = Span(source, hidden.start(), hidden.end())
+        return [Diagnostic(code="E004", message=f"{what} in the text", span=span, help="remove it", edits=(Edit(span, ""),))]
+    return []
+
+
+def scan(source: Source) -> Scan:
+    """Tokens, comments, faults and item starts of a text that `check_characters` let pass."""
+    tokens: list[Token] = []
+    comments: list[tuple[int, str]] = []
+    first = True
+    for match in _TOKEN.finditer(source.text):
+        kind = match.lastgroup or ""
+        if kind == "blank":
+            first = first or "\n" in match.group()
+        elif kind == "comment":
+            comments.append((match.start(), match.group()))
+        else:
+            tokens.append(Token(kind, match.group(), match.start(), first))
+            first = False
+    faults = [fault for token in tokens if token.kind in _FAULTY and (fault := _FAULTY[token.kind](source, token))]
+    brackets = _match(source, tokens, by_layout=False)
+    if brackets.faults:  # the layout shows which of two brackets is the lonely one, where brackets alone do not
+        by_layout = _match(source, tokens, by_layout=True)
+        brackets = by_layout if by_layout.faults else brackets
+    faults += brackets.faults
+    faults.sort(key=lambda fault: fault.span.start if fault.span else 0)
+    starts = tuple(
+        token.start
+        for (token, after), depth in zip(pairwise(tokens), brackets.depths, strict=False)
+        if depth == 0 and token.first and _begins_item(token, after)
+    )
+    return Scan(source, tuple(tokens), tuple(comments), tuple(faults), starts, brackets.too_deep)
+
+
+def _begins_item(token: Token, after: Token) -> bool:
+    """Two words on one line, or a documentation before a word: what every item begins with."""
+    if token.kind == "string":
+        return after.kind in ("name", "string") and after.first
+    return token.kind == "name" and after.kind in ("name", "string") and not after.first
+
+
+# ---- faults of a single token
+
+
+_REPLACEMENT = {
+    "**": ("^", "`^` is the power"),
+    "===": ("==", "equality is `==`"),
+    "!==": ("!=", "inequality is `!=`"),
+    "<>": ("!=", "inequality is `!=`"),
+    "&": ("and", "`and` joins conditions; it binds more loosely than comparisons"),
+    "&&": ("and", "`and` joins conditions"),
+    "|": ("or", "`or` joins conditions; it binds more loosely than comparisons"),
+    "||": ("or", "`or` joins conditions"),
+    "!": ("not ", "`not` negates"),
+    ":=": ("=", "`=` gives a name its value"),
+    "=>": (">=", "at least is `>=`"),
+    "=<": ("<=", "at most is `<=`"),
+    ";": ("", "nothing stands between statements"),
+}
+_LOOKALIKE = {
+    "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "≤": "<=", "≥": ">=",  # noqa: RUF001
+    "≠": "!=", "“": '"', "”": '"', "„": '"', "∧": "and", "∨": "or", "¬": "not ", "∞": "inf", "‘": '"', "’": '"',  # noqa: RUF001
+    "（": "(", "）": ")", "，": ",", "：": ":", "\u00a0": " ",  # noqa: RUF001
+}  # fmt: skip
+_UNITS = {"k": 1024, "K": 1024, "m": 1024**2, "M": 1024**2, "g": 1024**3, "G": 1024**3}
+
+
+def _replace(source: Source, token: Token, code: str, message: str, text: str, why: str) -> Diagnostic:
+    span = Span(source, token.start, token.end)
+    before, after = source.text[: token.start][-1:], source.text[token.end :][:1]
+    if text[:1].isalpha() and (before.isalnum() or before in "_)]"):
+        text = " " + text
+    if text[-1:].isalpha() and (after.isalnum() or after in ("_", "(", "[")):
+        text = text + " "
+    return Diagnostic(code=code, message=message, span=span, help=why, edits=(Edit(span, text),))
+
+
+def _foreign(source: Source, token: Token) -> Diagnostic:
+    text, span = token.text, Span(source, token.start, token.end)
+    if text in _REPLACEMENT:
+        new, why = _REPLACEMENT[text]
+        return _replace(source, token, "E104", f"`{text}` is no operator of the language", new, why)
+    if text.startswith("'"):
+        quoted = '"' + text[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+        return _replace(source, token, "E104", "strings stand between double quotes", quoted, f"write {quoted}")
+    if text.endswith("=") and len(text) == 2:
+        name = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[ \t]*$", source.text[: token.start])
+        if text == "+=" and name:  # the one of them whose right side needs no parentheses
+            new, why = f"= {name[1]} +", f"write `{name[1]} = {name[1]} + ...`"
+            return _replace(source, token, "E104", "`+=` is no operator of the language", new, why)
+        why = f"write the equation out: `x = x {text[0]} (...)`"
+        return Diagnostic(code="E104", message=f"`{text}` is no operator of the language", span=span, help=why)
+    why = {
+        "/*": "a comment runs from `#` to the end of its line",
+        "*/": "a comment runs from `#` to the end of its line",
+        "->": "the body of a block ends in `return`; inputs carry their types: `x: int[B, T]`",
+    }.get(text, "an index equation names its indices: `y[b, t] = ...`")
+    return Diagnostic(code="E104", message=f"`{text}` is no operator of the language", span=span, help=why)
+
+
+def _bad_number(source: Source, token: Token) -> Diagnostic:
+    text, span = token.text, Span(source, token.start, token.end)
+    message = f"`{text}` is not a number"
+    unit = re.fullmatch(r"([0-9]+)([kKmMgG])[iI]?[bB]?", text)
+    if unit and len(unit[1]) < 10:
+        count, size = int(unit[1]), _UNITS[unit[2]]
+        decimal = count * (size.bit_length() // 10 and 10 ** (3 * (size.bit_length() // 10)))
+        edits = (Edit(span, f"{count * size:_}"),)
+        help = f"numbers have no units; write {count * size:_} ({count} * {size:_}) or {decimal:_}"
+        return Diagnostic(code="E105", message=message, span=span, help=help, edits=edits)
+    if re.fullmatch(r"[0-9]+\.", text) or re.fullmatch(r"\.[0-9]+", text):
+        new = f"{text}0" if text.endswith(".") else f"0{text}"
+        return _replace(source, token, "E105", message, new, f"write {new}: digits stand on both sides of the point")
+    if re.fullmatch(r"0[xXbBoO][0-9a-fA-F]+", text) and len(text) < 20:
+        try:
+            value = f"{int(text, 0):_}"
+        except ValueError:
+            return Diagnostic(code="E105", message=message, span=span, help="numbers are decimal")
+        return _replace(source, token, "E105", message, value, f"numbers are decimal: write {value}")
+    if re.fullmatch(r"[0-9_]+", text):
+        value = re.sub("_+", "_", text).strip("_")
+        return _replace(source, token, "E105", message, value, f"one `_` stands between digits: {value}")
+    split = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z_][A-Za-z0-9_]*)", text)
+    if split:
+        why = f"a number does not touch a letter; a product is `{split[1]} * {split[2]}`"
+        return _replace(source, token, "E105", message, f"{split[1]} * {split[2]}", why)
+    return Diagnostic(code="E105", message=message, span=span, help="numbers are written 12, 4_096, 0.5, 1e-6")
+
+
+def _open_string(source: Source, token: Token) -> Diagnostic:
+    line = token.text.rstrip()
+    end = token.start + len(line)
+    edit = Edit(Span(source, end, end), '\\"' if line.endswith("\\") and not line.endswith("\\\\") else '"')
+    help = 'a string ends on its line with `"`; several in a row are the lines of one documentation'
+    span = Span(source, token.start, token.start + 1)
+    return Diagnostic(code="E106", message="this string does not end", span=span, help=help, edits=(edit,))
+
+
+def _stray(source: Source, token: Token) -> Diagnostic:
+    if token.text in _LOOKALIKE:
+        new = _LOOKALIKE[token.text]
+        message = f"`{token.text}` (U+{ord(token.text):04X}) is no character of the language"
+        return _replace(source, token, "E103", message, new, f"write `{new.strip()}`" if new.strip() else "use a space")
+    span = Span(source, token.start, token.end)
+    if len(token.text) > 1 or token.text.isidentifier():
+        help = "names are made of the letters a to z, A to Z, digits and `_`; other scripts stand in strings and comments"
+        return Diagnostic(code="E103", message=f"`{token.text}` is no name of the language", span=span, help=help)
+    message = f"`{token.text}` is no character of the language"
+    return Diagnostic(code="E103", message=message, span=span, help="other characters stand in strings and comments")
+
+
+_FAULTY = {"foreign": _foreign, "bad_number": _bad_number, "open_string": _open_string, "stray": _stray}
+
+
+# ---- brackets
+
+
+_CLOSER = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(slots=True)
+class _Brackets:
+    depths: list[int] = field(default_factory=list)  # before each token
+    faults: list[Diagnostic] = field(default_factory=list)
+    too_deep: bool = False
+
+
+def _match(source: Source, tokens: list[Token], *, by_layout: bool) -> _Brackets:
+    """Pair brackets. By layout: an item at the margin ends all before it, and a closing brace that begins a line
+    belongs to the opening line with the same indentation."""
+    found = _Brackets()
+    stack: list[Token] = []
+
+    def unclosed(down_to: int, before: int | None) -> None:
+        while len(stack) > down_to:
+            found.faults.append(_unclosed(source, tokens, stack.pop(), before))
+
+    for number, token in enumerate(tokens):
+        margin = token.first and (token.start == 0 or source.text[token.start - 1] == "\n")
+        if by_layout and stack and margin and number + 1 < len(tokens) and _begins_item(token, tokens[number + 1]):
+            unclosed(0, number)
+        found.depths.append(len(stack))
+        if token.kind != "bracket":
+            continue
+        if token.text in _CLOSER:
+            stack.append(token)
+            if len(stack) > MAX_DEPTH and not found.too_deep:
+                found.too_deep = True
+                message = f"brackets nested more than {MAX_DEPTH} deep"
+                span = Span(source, token.start, token.end)
+                found.faults = [Diagnostic(code="E005", message=message, span=span, help="name the inner parts with `let` or equations")]
+                return found
+            continue
+        fits = [i for i, opener in enumerate(stack) if _CLOSER[opener.text] == token.text]
+        if by_layout and token.first:
+            indent = _indent(source, token)
+            fits = [i for i in fits if _indent(source, stack[i]) == indent] or fits
+        if fits:
+            unclosed(fits[-1] + 1, number)
+            stack.pop()
+        else:
+            span = Span(source, token.start, token.end)
+            notes = (Note("the innermost open bracket", Span(source, stack[-1].start, stack[-1].end)),) if stack else ()
+            message = f"`{token.text}` closes nothing"
+            found.faults.append(
+                Diagnostic(code="E107", message=message, span=span, help="remove it", notes=notes, edits=(Edit(span, ""),))
+            )
+    unclosed(0, len(tokens))
+    return found
+
+
+def _indent(source: Source, token: Token) -> int:
+    line = source.line(source.position(token.start)[0])
+    return len(line) - len(line.lstrip())
+
+
+def _unclosed(source: Source, tokens: list[Token], opener: Token, before: int | None) -> Diagnostic:
+    """`before`: the number of the token that shows it to be unclosed. The edit closes it on its own line if that is a
+    call's, subscript's or list's, else before that token."""
+    closer = _CLOSER[opener.text]
+    last = tokens[(before if before is not None else len(tokens)) - 1]
+    if opener.text != "{":
+        line = source.position(opener.start)[0]
+        last = max((t for t in tokens if t.start >= opener.start and source.position(t.start)[0] == line and t.start <= last.start), key=lambda t: t.start)
+    own_line = opener.text == "{" and source.position(last.end)[0] != source.position(opener.start)[0]
+    text = "\n" + " " * _indent(source, opener) + closer if own_line else (" " + closer if opener.text == "{" else closer)
+    return Diagnostic(
+        code="E107",
+        message=f"`{opener.text}` is never closed",
+        span=Span(source, opener.start, opener.end),
+        help=f"close it with `{closer}`",
+        edits=(Edit(Span(source, last.end, last.end), text),),
+    )

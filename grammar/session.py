@@ -1,0 +1,145 @@
+"""What one run of lowering knows and counts: complaints, captured tensors, limits, defaults; and the frame of a body."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.formula.expr import Expr
+from tfc.grammar import ast
+from tfc.grammar.assemble import Builder
+from tfc.grammar.values import Any_, Change, Component, Failed, Place, Tensor
+from tfc.ir.ops import Op
+from tfc.ir.program import Precision
+from tfc.ir.types import IRError
+from tfc.source import Span
+
+if TYPE_CHECKING:
+    from tfc.grammar.scope import Scope
+
+__all__ = ["LIMITS", "Frame", "Session", "Use", "fail", "refuse"]
+
+LIMITS: Mapping[str, int] = {
+    "operations": 20_000,  # equations of the whole program, repeat bodies once
+    "calls": 20_000,  # block calls inlined
+    "depth": 64,  # calls within calls
+    "formula nodes": 2_000,
+    "formula depth": 100,
+    "turns": 100_000,  # of one `repeat` that stays a loop
+    "list": 10_000,
+    "table": 100_000,  # elements of a parameter computed from its formula
+    "elements": 2**48,  # of one parameter
+}
+"""What a spec may ask of the compiler; each has its diagnostic."""
+
+
+def fail(
+    code: str, message: str, span: Span, *, help: str = "", notes: tuple[Note, ...] = (), edits: tuple[Edit, ...] = ()
+) -> NoReturn:
+    """Raise a complaint, to be collected by the statement it stands in."""
+    raise Failed(Diagnostic(code, message, span, help=help, notes=notes, edits=edits))
+
+
+def refuse(what: str, span: Span, help: str = "") -> NoReturn:
+    """Something the language has and this compiler has not."""
+    fail("E503", f"{what} is not built yet", span, help=help)
+
+
+@dataclass(slots=True)
+class Use:
+    """A segment taken by a call or a declaration in one body: where, and whether the author chose the name."""
+
+    span: Span
+    place: Place
+    written: str = ""  # the callee, where the segment was numbered by us
+
+
+@dataclass(slots=True)
+class Session:
+    """State that every part of lowering shares. `inline` and `load` are set by lower.py, which knows all parts."""
+
+    precision: Precision = Precision()
+    sets: Mapping[str, object] = field(default_factory=dict)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    warnings: list[Diagnostic] = field(default_factory=list)
+    captures: list[Tensor] = field(default_factory=list)
+    spans: dict[int, tuple[Expr, Span]] = field(default_factory=dict)  # id of a formula node -> the node, its place
+    defaults: list[tuple[ast.Block, tuple[Change, ...]]] = field(default_factory=list)
+    numbered: list[Use] = field(default_factory=list)
+    root: Place | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    inline: Callable[..., Any_] = field(default=None)  # type: ignore[assignment]  # set before anything runs
+
+    def report(self, diagnostic: Diagnostic) -> None:
+        """Keep a complaint; the same one at the same place only once, however often its block is called."""
+        kept = self.diagnostics if diagnostic.severity == "error" else self.warnings
+        if all((d.code, d.span, d.message) != (diagnostic.code, diagnostic.span, diagnostic.message) for d in kept):
+            kept.append(diagnostic)
+
+    def count(self, what: str, span: Span) -> None:
+        """One more of something that is limited."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if self.counts[what] > LIMITS[what]:
+            fail("E502", f"more than {LIMITS[what]} {what}", span, help="is a block called far too often?")
+
+    def slot(self, tensor: Tensor) -> int:
+        """The number under which formulas read a tensor until an operation binds it."""
+        for i, known in enumerate(self.captures):
+            if known.same(tensor):
+                return i
+        self.captures.append(tensor)
+        return len(self.captures) - 1
+
+    def place_of(self, node: Expr, span: Span) -> None:
+        """Remember where a formula node was written; the node is kept alive, so its id stays its own."""
+        self.spans[id(node)] = (node, span)
+
+
+@dataclass(slots=True)
+class Frame:
+    """Where evaluation stands: the names in scope, who owns new parameters, which program takes new operations.
+
+    formula: operators build formulas, not operations.   allowed: implicit variables that may be read here.
+    bound: implicit variables bound by name (`softcap(30, s = logits)`).   indices: those of an index equation.
+    site: the call in the user's own text, while the text of the library runs.
+    """
+
+    session: Session
+    scope: "Scope"
+    place: Place
+    builder: Builder
+    uses: dict[str, Use] = field(default_factory=dict)
+    role: str | None = None
+    formula: bool = False
+    allowed: frozenset[str] = frozenset()
+    bound: Mapping[str, Any_] = field(default_factory=dict)
+    indices: Mapping[str, Expr] = field(default_factory=dict)
+    site: Span | None = None
+    inside: tuple[Change, ...] = ()  # changes to segments within this body
+    seen_inside: set[str] = field(default_factory=set)
+    active: tuple[Component, ...] = ()
+
+    def at(self, span: Span) -> Span:
+        """The place to blame: in the user's own text."""
+        return self.site or span
+
+    def emit(
+        self, op: Op, args: tuple[Tensor, ...], span: Span, hint: str, fields: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """One operation. A misfit is reported with every operand's type and origin."""
+        self.session.count("operations", self.at(span))
+        for arg in args:
+            if not self.builder.holds(arg):
+                fail(
+                    "E213",
+                    f"a tensor {arg.type} made inside a `repeat` is read outside it",
+                    self.at(span),
+                    notes=(Note("it is made here", arg.span),),
+                )
+        try:
+            return self.builder.emit(op, args, self.at(span), hint, fields)
+        except IRError as error:
+            notes = tuple(Note(f"{a.type} comes from here", a.span) for a in args)
+            fail("E401", str(error), self.at(span), notes=notes)
+
+

@@ -1,0 +1,205 @@
+"""What an expression of the language can be: numbers, sizes, tensors, formulas, components, and where each came from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from tfc.diagnostics import Diagnostic
+from tfc.formula.expr import Expr, Kind
+from tfc.grammar import ast
+from tfc.ir.program import Init, Value
+from tfc.ir.types import DType, Dim, TensorType
+from tfc.source import Span
+
+if TYPE_CHECKING:
+    from tfc.grammar.assemble import Builder
+    from tfc.grammar.scope import Scope
+
+__all__ = [
+    "NOTHING",
+    "POISON",
+    "Any_",
+    "Builtin",
+    "Change",
+    "Component",
+    "Failed",
+    "Formula",
+    "Nothing",
+    "Place",
+    "Poison",
+    "Poisoned",
+    "RoleRef",
+    "Tensor",
+    "describe",
+    "is_number",
+    "is_static",
+]
+
+
+class Failed(Exception):
+    """One complaint on its way to the statement that catches it."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic)
+        self.diagnostic = diagnostic
+
+
+class Poisoned(Exception):
+    """Something that was complained about already is used again: stop, but say nothing twice."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A value of the program being built, in the builder that owns it, with the fields its tokens carry.
+
+    fields: arrays [B, T] or [T] for a tensor [B, T, ...].   span: where the user made it, for notes.
+    """
+
+    value: Value
+    home: "Builder"
+    span: Span
+    fields: Mapping[str, "Tensor"] = field(default_factory=dict)
+
+    @property
+    def type(self) -> TensorType:
+        return self.value.type
+
+    def same(self, other: "Tensor") -> bool:
+        return self.value is other.value and self.home is other.home
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A formula on its way into an operation.
+
+    Its slots are numbers of the session's table of captured tensors; kind is None until fields are bound.
+    size counts nodes and depth levels, so that limits are kept without walking.
+    """
+
+    expr: Expr
+    kind: Kind | None
+    span: Span = field(compare=False)
+    size: int = 1
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`heads = 4` of a derivation, its value already known. path has several segments for `q.biased = yes`."""
+
+    path: tuple[str, ...]
+    value: "Any_"
+    span: Span = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A block with some of its inputs fixed. place is set where a body declared it: then its weights exist once."""
+
+    block: ast.Block
+    scope: "Scope"
+    name: str = field(compare=False)
+    changes: tuple[Change, ...] = ()
+    place: "Place | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRef:
+    """A declared mask, score, weigh, position, feature or decay, and where its names are looked up."""
+
+    decl: ast.Role
+    scope: "Scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A core function or a primitive."""
+
+    name: str
+
+
+class Nothing:
+    """`none`."""
+
+
+class Poison:
+    """Stands for a value that could not be made; using it raises `Poisoned`."""
+
+
+NOTHING: Final = Nothing()
+POISON: Final = Poison()
+
+Any_ = (
+    bool | int | float | str | Dim | DType | Init | tuple["Any_", ...] | Tensor | Formula | Component | RoleRef
+    | Builtin | Nothing | Poison | "Scope"
+)  # fmt: skip
+"""Every value; bool, int, float, str, sizes, dtypes, lists and components are known while compiling."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A spot in the tree of parameters: what a body owns. Calls and declarations make the ones below it.
+
+    builder: where its parameters are created.   repeated: the spot of a `repeat`, filled once.
+    """
+
+    path: str
+    builder: "Builder"
+    params: dict[str, Tensor] = field(default_factory=dict)
+    below: dict[str, "Place"] = field(default_factory=dict)
+    repeated: bool = False
+
+    def join(self, segment: str) -> str:
+        return f"{self.path}.{segment}" if self.path else segment
+
+    def under(self, segment: str) -> "Place":
+        """The place below, made where it is new."""
+        return self.below.setdefault(segment, Place(self.join(segment), self.builder))
+
+    def owned(self) -> Iterator[Tensor]:
+        """Every parameter here and below."""
+        yield from self.params.values()
+        for place in self.below.values():
+            yield from place.owned()
+
+
+def is_number(value: object) -> bool:
+    """An int or a float; a boolean is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_static(value: object) -> bool:
+    """Known while compiling, and comparable."""
+    return isinstance(value, bool | int | float | str | DType | Nothing | Builtin | Component | Init | tuple | Dim)
+
+
+def describe(value: object) -> str:
+    """A value in the words of a message."""
+    match value:
+        case bool():
+            return "`yes`" if value else "`no`"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f'the text "{value}"'
+        case Dim():
+            return f"the length {value}"
+        case DType():
+            return f"the type {value}"
+        case Init():
+            return f"the initializer {value}"
+        case tuple():
+            return f"a list of {len(value)}"
+        case Tensor():
+            return f"a tensor {value.type}"
+        case Formula():
+            return f"a formula ({value.kind})" if value.kind else "a formula"
+        case Component():
+            return f"the {value.block.kind} `{value.name}`"
+        case RoleRef(decl):
+            return f"the {decl.role} `{decl.name}`"
+        case Builtin(name):
+            return f"the function `{name}`"
+        case Nothing():
+            return "`none`"
+    return "a file"

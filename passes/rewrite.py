@@ -1,0 +1,93 @@
+"""Program x local rule -> Program: the rule everywhere, bodies too, then without what nothing reads any more."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from tfc.ir.ops import Constant, Repeat
+from tfc.ir.program import Eqn, Param, Program, Value
+from tfc.ir.types import TensorType
+
+__all__ = ["Rule", "Scope", "drop_unread", "rewrite"]
+
+
+class Scope:
+    """One program, or one body, as a rule sees it: who makes and who reads each value, names that are free.
+
+    Everything is as it was before the pass, whatever rules have answered so far: a rule replaces an equation by
+    others that bind the same values, so what was true of a value stays true.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.makers: Mapping[Value, Eqn] = program.makers()
+        self.reads: Mapping[Value, int] = program.readers()
+        self.params: dict[Value, Param] = {p.value: p for p in program.params}
+        self._readers: dict[Value, list[Eqn]] = {}
+        for eqn in program.eqns:
+            for arg in dict.fromkeys(eqn.args):
+                self._readers.setdefault(arg, []).append(eqn)
+        values = [i.value for i in program.inputs] + list(self.params) + list(self.makers)
+        self._names = {v.name for v in values}
+
+    def maker(self, value: Value) -> Eqn | None:
+        """The equation that binds the value; None for inputs and parameters."""
+        return self.makers.get(value)
+
+    def readers(self, value: Value) -> Sequence[Eqn]:
+        """The equations that read the value, each once, in order."""
+        return self._readers.get(value, ())
+
+    def once(self, value: Value) -> bool:
+        """Whether the value is read exactly once, results counted."""
+        return self.reads.get(value, 0) == 1
+
+    def number(self, value: Value) -> bool | int | float | None:
+        """The number that the value is, if it is a constant."""
+        eqn = self.maker(value)
+        return eqn.op.value if eqn is not None and isinstance(eqn.op, Constant) else None
+
+    def fresh(self, name: str, type: TensorType) -> Value:
+        """A new value, called `name` or, where that is taken, `name_2` and so on."""
+        free, n = name, 1
+        while free in self._names:
+            n += 1
+            free = f"{name}_{n}"
+        self._names.add(free)
+        return Value(free, type)
+
+    def replace_params(self, old: Iterable[Param], new: Param) -> None:
+        """Puts a parameter in the place of others; of none, at the end."""
+        places = list(self.params.values())
+        gone = list(old)
+        at = places.index(gone[0]) if gone else len(places)
+        places[at:at] = [new]
+        self.params = {p.value: p for p in places if p not in gone}
+
+
+Rule = Callable[[Eqn, Scope], Sequence[Eqn] | None]
+"""What an equation becomes: other equations that bind the same values (or fewer, where the rest is unread), or None
+to leave it. Operands must be bound above the equation."""
+
+
+def rewrite(program: Program, rule: Rule) -> Program:
+    """The program with the rule applied to every equation, innermost bodies first; equations that then nothing reads
+    are gone. Parameters stay unless the rule replaced them."""
+    scope = Scope(program)
+    eqns: list[Eqn] = []
+    for eqn in program.eqns:
+        if isinstance(eqn.op, Repeat):
+            eqn = replace(eqn, op=replace(eqn.op, body=rewrite(eqn.op.body, rule)))
+        answer = rule(eqn, scope)
+        eqns.extend([eqn] if answer is None else answer)
+    return drop_unread(replace(program, params=tuple(scope.params.values()), eqns=tuple(eqns)))
+
+
+def drop_unread(program: Program) -> Program:
+    """The program without equations of which no value is read. Bodies stay as they are."""
+    read = set(program.results)
+    kept: list[Eqn] = []
+    for eqn in reversed(program.eqns):
+        if not read.isdisjoint(eqn.outs):
+            kept.append(eqn)
+            read.update(eqn.args)
+    return replace(program, eqns=tuple(reversed(kept)))

@@ -1,0 +1,248 @@
+"""Named cases turned into verdicts: the interpreted kernel beside attention's definition in float64 numpy.
+
+This module runs in a worker process (`tfc.testing.worker`): an interpreted kernel can hang.
+"""
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tfc.backends.pallas_gpu import attention, streaming
+from tfc.compat import mosaic_races, reset_interpreter
+from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Token, Var, apply
+
+S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
+Q, K = Token("q"), Token("k")
+CAUSAL = apply("le", K, Q)
+
+
+def window(width: int) -> Expr:
+    return apply("lt", apply("sub", Q, K), Const(width))
+
+
+def softcap(cap: float) -> Expr:
+    return apply("mul", Const(cap), apply("tanh", apply("div", S, Const(cap))))
+
+
+def both(x: Expr, y: Expr) -> Expr:
+    return apply("and", x, y)
+
+
+def remainder(x: Expr, n: int) -> Expr:
+    return apply("mod", x, Const(n))
+
+
+SEGMENTS = apply("eq", Load(0, "q", Kind.INT), Load(1, "k", Kind.INT))
+ALIBI = apply("sub", S, apply("mul", Read(0, (H,), Kind.REAL), apply("abs", apply("sub", Q, K))))
+OWN = apply(
+    "where",
+    apply("gt", Load(1, "k", Kind.REAL), Const(0.25)),
+    apply("add", S, apply("mul", Load(0, "q", Kind.REAL), apply("sigmoid", apply("sub", S, Const(1.0))))),
+    apply("min", S, apply("sin", apply("add", Q, apply("mul", K, Const(2))))),
+)
+
+Draw = Callable[[np.random.Generator, int, int, int, int], np.ndarray[Any, Any]]  # generator, B, N, M, H
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """A mask and a score, the captured arrays as drawn, and the same in plain numpy over dense arrays.
+
+    dense: (s, q, k, h, captured) -> (score, mask): s [B, H, N, M]; q [N, 1], k [1, M] positions; h [H, 1, 1].
+    """
+
+    mask: Expr = Const(True)
+    score: Expr = S
+    captured: tuple[Draw, ...] = ()
+    dense: Callable[..., tuple[Any, Any]]
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "full": Formula(dense=lambda s, q, k, h, c: (s, True)),
+    "causal": Formula(mask=CAUSAL, dense=lambda s, q, k, h, c: (s, k <= q)),
+    "window": Formula(mask=both(CAUSAL, window(40)), dense=lambda s, q, k, h, c: (s, (k <= q) & (q - k < 40))),
+    "prefix": Formula(
+        mask=apply("or", CAUSAL, apply("lt", K, Const(70))), dense=lambda s, q, k, h, c: (s, (k <= q) | (k < 70))
+    ),
+    "dilated": Formula(
+        mask=both(CAUSAL, apply("eq", remainder(Q, 4), remainder(K, 4))),
+        dense=lambda s, q, k, h, c: (s, (k <= q) & (q % 4 == k % 4)),
+    ),
+    "documents": Formula(
+        mask=both(CAUSAL, SEGMENTS),
+        captured=(
+            lambda r, b, n, m, h: np.sort(r.integers(0, 3, (b, n)), axis=1).astype(np.int32),
+            lambda r, b, n, m, h: np.sort(r.integers(0, 3, (b, m)), axis=1).astype(np.int32),
+        ),
+        dense=lambda s, q, k, h, c: (s, (k <= q) & (c[0][:, None, :, None] == c[1][:, None, None, :])),
+    ),
+    "padding": Formula(
+        mask=Load(0, "k", Kind.BOOL),
+        captured=(lambda r, b, n, m, h: np.arange(m) < r.integers(0, m + 1, (b, 1)),),
+        dense=lambda s, q, k, h, c: (s, c[0][:, None, None, :]),
+    ),
+    "softcap": Formula(score=softcap(2.0), mask=CAUSAL, dense=lambda s, q, k, h, c: (2 * np.tanh(s / 2), k <= q)),
+    "alibi": Formula(
+        score=ALIBI,
+        mask=CAUSAL,
+        captured=(lambda r, b, n, m, h: np.exp2(-8 * (np.arange(h) + 1) / h).astype(np.float32),),
+        dense=lambda s, q, k, h, c: (s - c[0][:, None, None] * np.abs(q - k), k <= q),
+    ),
+    "own": Formula(
+        score=OWN,
+        mask=apply("or", apply("ne", remainder(Q, 3), Const(1)), apply("ge", H, Const(1))),
+        captured=(
+            lambda r, b, n, m, h: r.normal(size=n).astype(np.float32),
+            lambda r, b, n, m, h: r.normal(size=(b, m)).astype(np.float32),
+        ),
+        dense=lambda s, q, k, h, c: (
+            np.where(
+                c[1][:, None, None, :] > 0.25,
+                s + c[0][:, None] / (1 + np.exp(1 - s)),
+                np.minimum(s, np.sin(q + 2 * k)),
+            ),
+            (q % 3 != 1) | (h >= 1),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Sizes of a case; block sizes are small, as the interpreter takes 10 to 25 ms for 64 x 64 scores."""
+
+    formula: str
+    b: int = 1
+    n: int = 128
+    m: int = 128
+    h: int = 2
+    g: int = 1
+    d: int = 64
+    dtype: str = "bfloat16"
+    scale: float | None = None
+    consumers: int = 2
+    block_k: int = 64
+    stages: int = 2
+    seed: int = 0
+    large: float = 1.0
+
+
+def arrays(case: Case) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+    """q, k, v as float64 values that the case's type holds exactly, and the captured arrays."""
+    rng = np.random.default_rng(case.seed)
+    shapes = [(case.b, case.n, case.h, case.d), (case.b, case.m, case.g, case.d), (case.b, case.m, case.g, case.d)]
+    qkv = [np.asarray(jnp.asarray(rng.normal(size=s) * case.large, case.dtype), np.float64) for s in shapes]
+    captured = [draw(rng, case.b, case.n, case.m, case.h) for draw in FORMULAS[case.formula].captured]
+    return qkv, captured
+
+
+def dense(case: Case, q: Any, k: Any, captured: list[Any]) -> tuple[Any, Any]:
+    """Scores [B, H, N, M] in float64, and which of them count."""
+    s = np.einsum("bnhd,bmhd->bhnm", q, np.repeat(k, case.h // case.g, axis=2)) * scale_of(case)
+    at = np.arange(case.n)[:, None] + case.m - case.n, np.arange(case.m)[None], np.arange(case.h)[:, None, None]
+    wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in captured]
+    score, mask = FORMULAS[case.formula].dense(s, *at, wide)
+    return score, np.broadcast_to(mask, s.shape)
+
+
+def scale_of(case: Case) -> float:
+    return case.d**-0.5 if case.scale is None else case.scale
+
+
+def definition(case: Case, score: Any, mask: Any, v: Any, dtype: Any = np.float64) -> tuple[Any, Any]:
+    """softmax over the keys that count, times v; zeros and -inf where none does. dtype: what p is rounded to."""
+    seen = np.where(mask, score, -np.inf)
+    top = np.max(seen, axis=-1, keepdims=True, initial=-np.inf)
+    top = np.where(np.isneginf(top), 0, top)
+    p = np.exp(seen - top)
+    total = p.sum(-1, keepdims=True)
+    p = np.asarray(jnp.asarray(p.astype(np.float32), dtype), np.float64) if dtype != np.float64 else p
+    out = np.einsum("bhnm,bmhd->bnhd", p, np.repeat(v, case.h // case.g, axis=2))
+    share = np.where(total == 0, 0, 1 / np.where(total == 0, 1, total))
+    with np.errstate(divide="ignore"):
+        return out * np.swapaxes(share, 1, 2), (top + np.log(total))[..., 0]
+
+
+def ranges(case: Case, mask: Any) -> tuple[Any, Any]:
+    """Visited ranges by looking at every score: (counts, triples), one for every batch row and head."""
+    block_q, block_k = case.consumers * 64, case.block_k
+    tiles, keys = -(-case.n // block_q), -(-case.m // block_k)
+    found: dict[tuple[int, int, int], list[list[int]]] = {}
+    for b, h, t in np.ndindex(case.b, case.h, tiles):
+        row: list[list[int]] = []
+        for j in range(keys):
+            part = mask[b, h, t * block_q : (t + 1) * block_q, j * block_k : (j + 1) * block_k]
+            full = int(part.all() and (j + 1) * block_k <= case.m)
+            if row and row[-1][1:] == [j, full]:
+                row[-1][1] = j + 1
+            elif part.any():
+                row.append([j, j + 1, full])
+        found[b, h, t] = row
+    counts = np.zeros((case.b, case.h, tiles), np.int32)
+    triples = np.zeros((case.b, case.h, tiles, max(1, *map(len, found.values())), 3), np.int32)
+    for at, row in found.items():
+        counts[at] = len(row)
+        for i, triple in enumerate(row):
+            triples[(*at, i)] = triple
+    return counts, triples
+
+
+def plan(case: Case) -> Any:
+    formula = FORMULAS[case.formula]
+    return streaming.Plan(
+        config=streaming.Config(consumers=case.consumers, block_k=case.block_k, stages=case.stages),
+        batch=case.b,
+        n=case.n,
+        m=case.m,
+        heads=case.h,
+        kv_heads=case.g,
+        head_dim=case.d,
+        dtype=jnp.dtype(case.dtype),
+        scale=scale_of(case),
+        score=formula.score,
+        mask=formula.mask,
+        interpret=True,
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Largest absolute errors to float64: of the kernel, and of the definition at the kernel's own precision."""
+
+    out: float
+    lse: float
+    rounding: float
+    sees_nothing: int
+    kernel_nans: int
+    tiles: int
+
+
+def judge(case: Case) -> Verdict:
+    """Runs the case through the interpreted kernel, races raised, and compares."""
+    (q, k, v), captured = arrays(case)
+    score, mask = dense(case, q, k, captured)
+    counts, triples = ranges(case, mask)
+    reset_interpreter()
+    kernel = attention.call(plan(case))
+    operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
+    out, lse = kernel(*operands, jnp.asarray(counts), jnp.asarray(triples), *map(jnp.asarray, captured))
+    out, lse = np.asarray(out, np.float64), np.asarray(lse, np.float64)
+    right, right_lse = definition(case, score, mask, v)
+    low, _ = definition(case, score.astype(np.float32), mask, v, case.dtype)
+    low = np.asarray(jnp.asarray(low, case.dtype), np.float64)
+    assert not mosaic_races(), "RACE DETECTED"
+    blind = np.isneginf(right_lse)
+    assert np.array_equal(np.isneginf(lse), blind), "rows that see nothing have lse = -inf, and only they"
+    visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
+    return Verdict(
+        out=float(np.abs(out - right).max(initial=0)),
+        lse=float(np.abs(lse - right_lse)[~blind].max(initial=0)),
+        rounding=float(np.abs(low - right).max(initial=0)),
+        sees_nothing=int(blind.sum()),
+        kernel_nans=int(np.isnan(out).sum() + np.isnan(lse).sum()),
+        tiles=visited,
+    )

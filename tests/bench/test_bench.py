@@ -1,0 +1,115 @@
+"""The benchmark suite: floors counted right, wrong results refused, committed results fresh and shown as they are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tfc.backends.kernel import Kernel, Target
+from tfc.bench import attention, results
+from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, and_all, window
+from tfc.bench.peers import Form, PeerRefusal
+from tfc.bench.results import Row, kernel_hash, latest, markdown, read
+from tfc.bench.timing import JaxRunner
+from tfc.formula.expr import Const, Token, apply
+from tfc.ir.ops import Attention
+
+ROOT = Path(__file__).parents[2]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*.jsonl"))
+SMALL = AttentionCase(name="small", batch=1, length=1024, heads=2, kv_heads=1, head_dim=32, mask=CAUSAL)
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda c: c.name)
+def test_visible_pairs_are_counted_as_the_mask_says(case: AttentionCase) -> None:
+    """The closed form of the floor equals a count over tokens, on a shorter problem of the same mask."""
+    small = replace(case, length=2048 if "1024" in case.name else 96)
+    i, j = jnp.arange(small.length)[:, None], jnp.arange(small.length)[None, :]
+    seen = jnp.ones((small.length, small.length), bool)
+    if "full" not in case.name:
+        seen &= j <= i
+    if "window" in case.name:
+        seen &= abs(i - j) < 1024
+    if "documents" in case.name:
+        seen &= i // 1024 == j // 1024
+    assert small.pairs == int(seen.sum())
+
+
+def test_peers_say_a_case_in_their_own_words_or_refuse() -> None:
+    assert Form.of(replace(SMALL, mask=and_all(CAUSAL, window(7)))).window == 7
+    own = apply("eq", apply("mod", Token("q"), Const(4)), apply("mod", Token("k"), Const(4)))
+    with pytest.raises(PeerRefusal, match="no argument says"):
+        Form.of(replace(SMALL, mask=and_all(CAUSAL, own)))
+
+
+def test_the_check_before_timing_tells_right_from_wrong() -> None:
+    """Causal attention is near float64; the same without its last key, or with another scale, is not."""
+    sets = attention.operand_sets(replace(SMALL, length=1024))
+    q, k, v = sets[0]
+    right = jax.nn.dot_product_attention(q, k, v, scale=SMALL.scale, is_causal=True)
+    wrong = jax.nn.dot_product_attention(q, k, v, scale=SMALL.scale * 1.1, is_causal=True)
+    shifted = jax.nn.dot_product_attention(q, jnp.roll(k, 1, 1), v, scale=SMALL.scale, is_causal=True)
+    assert attention.distance(SMALL, right, sets[0]) < 5e-3
+    assert attention.distance(SMALL, wrong, sets[0]) > 1e-2
+    assert attention.distance(SMALL, shifted, sets[0]) > 1e-2
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(eqn: object, target: Target):  # type: ignore[no-untyped-def]
+        return lambda q, k, v: (jnp.zeros_like(q), jnp.zeros((1, 2, 1024)))
+
+    broken = Kernel(name="broken", op=Attention, refuse=lambda e, t: None, build=build)
+    monkeypatch.setattr(attention, "ATTENTION", (SMALL,))
+    with pytest.raises(attention.BenchError, match="from float64"):
+        list(attention.run(broken, Target(name="cpu", platform="cpu"), [], samples=1))
+
+
+def test_a_runner_times_single_calls() -> None:
+    x = jnp.ones((256, 256))
+    runner = JaxRunner(lambda a: a @ a, [(x,), (x + 1,)])
+    assert runner.sample() < 1e3
+
+
+def _row(**changes: object) -> Row:
+    base = Row(
+        suite="attention", case="d128 4k causal", direction="forward", implementation="pallas_gpu", peer="cudnn",
+        ours_ms=1.0, peer_ms=1.5, ratio=1.5, samples={"pallas_gpu": [1.0], "cudnn": [1.5]}, floor_ms=0.5,
+        device="d", versions={"jax": "0"}, date="2026-01-01T00:00:00+00:00", kernel_hash="h", command="tfc bench",
+    )  # fmt: skip
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_rows_round_trip_and_the_newest_counts(tmp_path: Path) -> None:
+    old, new = _row(), _row(ratio=2.0, date="2026-02-01T00:00:00+00:00")
+    file = tmp_path / "d" / "attention.jsonl"
+    results.write(file, [new])
+    results.write(file, [old])
+    assert read(file) == [new, old]
+    assert latest(read(file)) == [new]
+    assert "| 2.00 |" in markdown(read(file)) and "50%" in markdown(read(file))
+
+
+@pytest.mark.skipif(not RESULTS, reason="no results are committed yet")
+@pytest.mark.parametrize("file", RESULTS, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_committed_results_are_of_the_kernel_as_it_stands(file: Path) -> None:
+    """Change the kernel, and its figures are stale: measure again (`tfc bench attention` on the device)."""
+    rows = latest(read(file))
+    stale = {r.case for r in rows if r.kernel_hash != kernel_hash(r.suite)}
+    assert not stale, f"measured with another kernel: {sorted(stale)}; run `{rows[0].command}` on {rows[0].device}"
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_rows_are_what_their_samples_say(file: Path) -> None:
+    from statistics import median
+
+    for row in read(file):
+        assert row.ours_ms == pytest.approx(median(row.samples[row.implementation]))
+        assert row.peer_ms == pytest.approx(median(row.samples[row.peer]))
+        assert row.ratio == pytest.approx(row.peer_ms / row.ours_ms)
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for file in RESULTS:
+        assert markdown(read(file)) in text, "run `tfc bench --render`"

@@ -1,0 +1,101 @@
+"""Results as JSON lines, the hash of the kernel they were measured with, and the tables made of them."""
+
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tfc.backends
+
+__all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
+
+SOURCES = {
+    "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
+}
+"""The files of `backends/` whose code decides a suite's speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One case against one peer, measured in one run. Times are device milliseconds, medians of `samples`.
+
+    ratio: peer_ms / ours_ms, above 1 tfc is faster. floor_ms: what FLOPs and bytes alone need on this device.
+    errors: norm-wise distance to float64 on sampled rows, ours and the peer's.
+    """
+
+    suite: str
+    case: str
+    direction: str
+    implementation: str
+    peer: str
+    ours_ms: float
+    peer_ms: float
+    ratio: float
+    samples: dict[str, list[float]]
+    floor_ms: float
+    device: str
+    versions: dict[str, str]
+    date: str
+    kernel_hash: str
+    command: str
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def kernel_hash(suite: str) -> str:
+    """A hash of the tokens of the suite's kernel sources; comments and blank lines do not count."""
+    root = Path(tfc.backends.__file__).parent
+    files = sorted({f for pattern in SOURCES[suite] for f in root.glob(pattern)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode())
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline):
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                digest.update(token.string.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def read(path: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Appends rows; a file is only ever added to by the program that measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(asdict(row), sort_keys=True) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as out:
+        out.write(text)
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The newest row of every case, direction and peer, in the order of first appearance."""
+    newest: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row.case, row.direction, row.peer)
+        if key not in newest or row.date >= newest[key].date:
+            newest[key] = row
+    return list(newest.values())
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The README's table: a row a case; peer over ours, so above 1 tfc is faster; share of the floor reached."""
+    if not rows:
+        return "_No results yet._\n"
+    rows = latest(rows)
+    peers = list(dict.fromkeys(r.peer for r in rows))
+    cases = list(dict.fromkeys((r.case, r.direction) for r in rows))
+    lines = [
+        f"| {rows[0].suite} on {rows[0].device} | direction | share of the floor | " + " | ".join(peers) + " |",
+        "|---|---|---|" + "---|" * len(peers),
+    ]
+    for case, direction in cases:
+        by_peer: dict[str, Any] = {r.peer: r for r in rows if (r.case, r.direction) == (case, direction)}
+        one = next(iter(by_peer.values()))
+        cells = [f"{by_peer[p].ratio:.2f}" if p in by_peer else "refuses" for p in peers]
+        lines.append(f"| {case} | {direction} | {one.floor_ms / one.ours_ms:.0%} | " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(rows[0].versions.items()))
+    lines += ["", f"Measured {rows[0].date[:10]} with {versions}; `{rows[0].command}` repeats it."]
+    return "\n".join(lines) + "\n"

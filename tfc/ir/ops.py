@@ -1,0 +1,494 @@
+"""Every operation of the IR: its static attributes, its meaning, and the types it gives (`infer`)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var, kind_of, walk
+from tfc.ir.program import Program
+from tfc.ir.types import DType, IRError, Size, TensorType, bind, product
+
+__all__ = [
+    "OPS",
+    "Attention",
+    "Cast",
+    "Concat",
+    "Constant",
+    "Elementwise",
+    "FeedForward",
+    "Index",
+    "Linear",
+    "Masked",
+    "Mix",
+    "Op",
+    "P",
+    "Reduction",
+    "Repeat",
+    "Reshape",
+    "Rotate",
+    "S",
+    "Score",
+    "Scores",
+    "Slice",
+    "Take",
+    "Weigh",
+]  # fmt: skip
+
+S = Var("s", Kind.REAL)
+"""The score so far, in score and weigh formulas."""
+P = Var("p", Kind.REAL)
+"""The softmax of the score over the keys that the mask leaves, in weigh formulas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Op:
+    """Static attributes of an operation. An `Eqn` binds operands to its results."""
+
+    name: ClassVar[str]
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        """The types of the results. Raises IRError where the operands do not fit."""
+        raise NotImplementedError
+
+    def bind(self, lengths: Mapping[str, int]) -> "Op":
+        """The operation with named lengths in its attributes replaced by numbers."""
+        return self
+
+
+def need(condition: bool, message: str) -> None:
+    if not condition:
+        raise IRError(message)
+
+
+def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
+    """The common shape by numpy's rule (aligned at the last axis, 1 stretches)."""
+    shape: list[Size] = []
+    for t in types:
+        if len(t.shape) > len(shape):
+            shape = [1] * (len(t.shape) - len(shape)) + shape
+        for i in range(1, len(t.shape) + 1):
+            if shape[-i] == 1:
+                shape[-i] = t.shape[-i]
+            need(t.shape[-i] in (1, shape[-i]), f"{what}: {' and '.join(map(str, types))} do not broadcast")
+    return tuple(shape)
+
+
+_WIDTH = {DType.BOOL: 0, DType.I32: 1, DType.BF16: 2, DType.F16: 2, DType.F32: 3, DType.F64: 4}
+
+
+def promote(dtypes: Iterable[DType]) -> DType:
+    """The wider of the element types; bf16 with f16 gives f32, an integer takes the other's float."""
+    out = DType.BOOL
+    for d in dtypes:
+        if {d, out} == {DType.BF16, DType.F16}:
+            out = DType.F32
+        elif _WIDTH[d] > _WIDTH[out]:
+            out = d
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constant(Op):
+    """A number, as a tensor without axes."""
+
+    name: ClassVar[str] = "constant"
+    value: bool | int | float
+    dtype: DType
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        return (TensorType((), self.dtype),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elementwise(Op):
+    """One primitive of the closed table, element by element, operands broadcast by numpy's rule.
+
+    Text form prints the primitive's name: `%y = mul %x, %scale`.
+    """
+
+    name: ClassVar[str] = "elementwise"
+    fn: str
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        need(self.fn in PRIMITIVES, f"`{self.fn}` is no primitive")
+        kind = kind_of(Apply(self.fn, tuple(Var("x", t.dtype.kind) for t in operands)))
+        shape = broadcast(operands, self.fn)
+        if kind is Kind.BOOL:
+            return (TensorType(shape, DType.BOOL),)
+        if kind is Kind.INT:
+            return (TensorType(shape, DType.I32),)
+        wide = promote(t.dtype for t in (operands[1:] if self.fn == "where" else operands))
+        return (TensorType(shape, wide if wide.floating else DType.F32),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduction(Op):
+    """sum, mean, max or min over the last axis, which stays with size 1.   x: [..., C] -> [..., 1]"""
+
+    name: ClassVar[str] = "reduction"
+    fn: str
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        (x,) = operands
+        need(self.fn in ("sum", "mean", "max", "min"), f"`{self.fn}` is no reduction")
+        need(x.rank > 0, f"{self.fn} of {x}, which has no axis")
+        return (x.with_last(1),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index(Op):
+    """An index equation: a tensor given element by element.
+
+    axes: name and size of each axis of the result, outermost first. reduced: the same for the indices that
+    `Reduce` nodes run over. expr: over `Var(index, INT)` and `Read(slot, indices)`, slots being the operands.
+    A read outside an operand's bounds is clamped to them.
+    """
+
+    name: ClassVar[str] = "index"
+    axes: tuple[tuple[str, Size], ...]
+    reduced: tuple[tuple[str, Size], ...] = ()
+    expr: Expr
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        known = {name for name, _ in (*self.axes, *self.reduced)}
+        for node in walk(self.expr):
+            match node:
+                case Var(name, _):
+                    need(name in known, f"index: `{name}` is no index of this equation")
+                case Read(slot, indices, kind):
+                    need(slot < len(operands), f"index: slot ${slot} of {len(operands)} operands")
+                    need(
+                        len(indices) == operands[slot].rank and kind is operands[slot].dtype.kind,
+                        f"index: {node} does not fit {operands[slot]}",
+                    )
+                case Reduce() | Apply() | Const():
+                    pass
+                case _:
+                    raise IRError(f"index: {type(node).__name__} in an index equation")
+        kind = kind_of(self.expr)
+        wide = promote(t.dtype for t in operands)
+        dtype = DType.BOOL if kind is Kind.BOOL else DType.I32 if kind is Kind.INT else wide
+        return (TensorType(tuple(n for _, n in self.axes), dtype if kind is not Kind.REAL or wide.floating else DType.F32),)
+
+    def bind(self, lengths: Mapping[str, int]) -> "Index":
+        return replace(
+            self,
+            axes=tuple((a, bind(n, lengths)) for a, n in self.axes),
+            reduced=tuple((a, bind(n, lengths)) for a, n in self.reduced),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Take(Op):
+    """Rows of a table.   table: [V, ...C], ids: int [...] -> [..., ...C]
+
+    An id outside 0..V-1 is an error that the model's call reports where it can see the ids.
+    """
+
+    name: ClassVar[str] = "take"
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        table, ids = operands
+        need(ids.dtype is DType.I32 and table.rank > 0, f"take: {ids} does not index {table}")
+        return (TensorType((*ids.shape, *table.shape[1:]), table.dtype),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linear(Op):
+    """x weight (+ bias).   x: [..., K]   weight: [K, O]   bias: [O], optional   -> [..., O], x's type
+
+    Sums are kept in float32 (float64 for float64 operands).
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        x, weight, *bias = operands
+        need(weight.rank == 2 and x.rank > 0 and x.last == weight.shape[0], f"linear: {x} by {weight}")
+        need(all(b.shape == (weight.last,) for b in bias) and len(bias) <= 1, f"linear: bias {bias} of {weight}")
+        return (x.with_last(weight.last),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reshape(Op):
+    """The same elements in another shape, row-major; splitting heads and joining them."""
+
+    name: ClassVar[str] = "reshape"
+    shape: tuple[Size, ...]
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        (x,) = operands
+        need(product(x.shape) == product(self.shape), f"reshape: {x} to {self.shape}")
+        return (TensorType(self.shape, x.dtype),)
+
+    def bind(self, lengths: Mapping[str, int]) -> "Reshape":
+        return replace(self, shape=tuple(bind(n, lengths) for n in self.shape))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice(Op):
+    """Elements start..start+size-1 of the last axis."""
+
+    name: ClassVar[str] = "slice"
+    start: int
+    size: int
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        (x,) = operands
+        need(isinstance(x.last, int) and 0 <= self.start and self.start + self.size <= x.last, f"slice of {x}")
+        return (x.with_last(self.size),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Concat(Op):
+    """Operands side by side along the last axis."""
+
+    name: ClassVar[str] = "concat"
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        head = operands[0]
+        need(all(t.shape[:-1] == head.shape[:-1] and t.dtype is head.dtype for t in operands), "concat: shapes differ")
+        total: Size = 0
+        for t in operands:
+            total = total + t.last
+        return (head.with_last(total),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cast(Op):
+    """The same values in another element type, rounded to nearest even."""
+
+    name: ClassVar[str] = "cast"
+    dtype: DType
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        return (operands[0].with_dtype(self.dtype),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotate(Op):
+    """Rotary position (arXiv:2104.09864): pairs of channels turned by angle(pos, c).
+
+    x: [B, N, H, D]   positions: int [B, N], optional   -> x's type
+    angle: over Var("pos", INT) and Var("c", INT), the pair 0..D_rot/2-1. dims: how many leading channels turn.
+    pairing: "half" pairs (c, c + dims/2), "interleaved" pairs (2c, 2c+1).
+    offset: added to 0..N-1 where no positions are given (M - N for queries).
+    """
+
+    name: ClassVar[str] = "rotate"
+    angle: Expr
+    dims: int
+    pairing: str = "half"
+    offset: Size = 0
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        x, *positions = operands
+        need(x.rank == 4 and isinstance(x.last, int) and self.dims <= x.last, f"rotate {self.dims} channels of {x}")
+        need(self.dims % 2 == 0 and self.pairing in ("half", "interleaved"), f"rotate: {self.dims} {self.pairing}")
+        need(all(p.shape == x.shape[:2] and p.dtype is DType.I32 for p in positions), "rotate: positions do not fit")
+        return (x,)
+
+    def bind(self, lengths: Mapping[str, int]) -> "Rotate":
+        return replace(self, offset=bind(self.offset, lengths))
+
+
+def check_slots(what: str, captured: tuple[TensorType, ...], n: TensorType, m: TensorType, *formulas: Expr) -> None:
+    """Every slot of the formulas fits its operand; n and m are [B, N, ...] and [B, M, ...]."""
+    for node in (node for f in formulas for node in walk(f)):
+        match node:
+            case Load(slot, side, kind):
+                need(slot < len(captured), f"{what}: slot ${slot} of {len(captured)} operands")
+                t, tokens = captured[slot], (n if side == "q" else m).shape[:2]
+                need(t.shape in (tokens, tokens[1:]), f"{what}: {node} reads {t}, the tokens are {tokens}")
+                need(t.dtype.kind is kind, f"{what}: {node} is {kind}, its operand {t}")
+            case Read(slot, indices, kind):
+                need(slot < len(captured), f"{what}: slot ${slot} of {len(captured)} operands")
+                t = captured[slot]
+                need(len(indices) == t.rank and t.dtype.kind is kind, f"{what}: {node} reads {t}")
+                need(all(kind_of(i) is Kind.INT for i in indices), f"{what}: {node} has an index that is no integer")
+            case Var(name, _):
+                need(name in ("s", "p", "h"), f"{what}: `{name}` means nothing here")
+            case Token() | Const() | Apply():
+                pass
+            case _:
+                raise IRError(f"{what}: {type(node).__name__} in a formula")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores(Op):
+    """scale * q k^T, head by head.   q: [B, N, H, D]   k: [B, M, G, D]   -> [B, H, N, M] in float32 or wider
+
+    Query head i reads key head i // (H // G) (arXiv:2305.13245).
+    """
+
+    name: ClassVar[str] = "scores"
+    scale: float
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        q, k = operands
+        check_qk("scores", q, k)
+        dtype = DType.F64 if q.dtype is DType.F64 else DType.F32
+        return (TensorType((q.shape[0], q.shape[2], q.shape[1], k.shape[1]), dtype),)
+
+
+def check_qk(what: str, q: TensorType, k: TensorType) -> None:
+    need(q.rank == k.rank == 4, f"{what}: q {q} and k {k} are not [batch, time, heads, head_dim]")
+    need((q.shape[0], q.shape[3], q.dtype) == (k.shape[0], k.shape[3], k.dtype), f"{what}: q {q} does not fit k {k}")
+    h, g = q.shape[2], k.shape[2]
+    need(isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0, f"{what}: {h} heads over {g} kv_heads")
+
+
+def _tokens(s: TensorType) -> tuple[TensorType, TensorType]:
+    """[B, H, N, M] as the two token shapes [B, N] and [B, M]."""
+    b, _, n, m = s.shape
+    return TensorType((b, n), s.dtype), TensorType((b, m), s.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score(Op):
+    """The score formula, element by element.   s: [B, H, N, M], captured... -> the same"""
+
+    name: ClassVar[str] = "score"
+    formula: Expr
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        s, *captured = operands
+        check_slots("score", tuple(captured), *_tokens(s), self.formula)
+        return (s,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Masked(Op):
+    """-inf where the mask formula is false.   s: [B, H, N, M], captured... -> the same"""
+
+    name: ClassVar[str] = "masked"
+    formula: Expr
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        s, *captured = operands
+        need(kind_of(self.formula) is Kind.BOOL, f"masked: {self.formula} is no boolean")
+        check_slots("masked", tuple(captured), *_tokens(s), self.formula)
+        return (s,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weigh(Op):
+    """Scores to weights: softmax over the keys that are not -inf gives p, then the weigh formula over s and p.
+
+    s: [B, H, N, M], captured... -> weights of the same type, and lse [B, H, N]: log of the sum of exp(s), -inf
+    where a row sees no key. Such a row's weights are zero.
+    """
+
+    name: ClassVar[str] = "weigh"
+    formula: Expr = P
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        s, *captured = operands
+        check_slots("weigh", tuple(captured), *_tokens(s), self.formula)
+        return s, TensorType(s.shape[:3], s.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mix(Op):
+    """Weighted sums of values.   w: [B, H, N, M]   v: [B, M, G, Dv]   -> [B, N, H, Dv], v's type"""
+
+    name: ClassVar[str] = "mix"
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        w, v = operands
+        b, h, n, m = w.shape
+        need(v.rank == 4 and v.shape[:2] == (b, m), f"mix: weights {w} do not fit values {v}")
+        g = v.shape[2]
+        need(isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0, f"mix: {h} heads over {g} kv_heads")
+        return (TensorType((b, n, h, v.last), v.dtype),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention(Op):
+    """Streaming attention: mix(weigh(masked(score(scale * q k^T))), v), head by head.
+
+    q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   captured: the formulas' slots, in order
+    results: out [B, N, H, Dv] in v's type, lse [B, H, N] in float32 or wider
+
+    Query head i reads key/value head i // (H // G) (arXiv:2305.13245). A query
+    that may see no key at all yields zeros and lse = -inf.
+    """
+
+    name: ClassVar[str] = "attention"
+    scale: float
+    score: Expr = S
+    mask: Expr = Const(True)
+    weigh: Expr = P
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        q, k, v, *captured = operands
+        check_qk("attention", q, k)
+        need(v.shape[:3] == k.shape[:3] and v.dtype is k.dtype, f"attention: k {k} does not fit v {v}")
+        need(kind_of(self.mask) is Kind.BOOL, f"attention: mask {self.mask} is no boolean")
+        check_slots("attention", tuple(captured), q, k, self.score, self.mask, self.weigh)
+        lse = DType.F64 if q.dtype is DType.F64 else DType.F32
+        return q.with_last(v.last), TensorType((q.shape[0], q.shape[2], q.shape[1]), lse)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedForward(Op):
+    """down(activation(up(x), gate(x))): two or three matrix products with an elementwise function between.
+
+    x: [..., C], up [C, F], bias of up [F] if `biased`, gate [C, F] if `gated`, its bias if `biased`,
+    down [F, O], bias of down [O] if `biased`   -> [..., O], x's type
+    activation: over Var("u", REAL), the product with up, and Var("g", REAL), the product with gate.
+    """
+
+    name: ClassVar[str] = "ffn"
+    activation: Expr
+    gated: bool
+    biased: bool
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        names = ["up", *(["up bias"] if self.biased else [])]
+        names += [*(["gate"] if self.gated else []), *(["gate bias"] if self.gated and self.biased else [])]
+        names += ["down", *(["down bias"] if self.biased else [])]
+        need(len(operands) == len(names) + 1, f"ffn: {len(operands)} operands, x and {', '.join(names)} expected")
+        x, hidden = operands[0], operands[1].last
+        for label, t in zip(names, operands[1:], strict=True):
+            wide = operands[-1 - self.biased].last if label.startswith("down") else hidden
+            deep = hidden if label == "down" else x.last
+            need(t.shape == ((wide,) if "bias" in label else (deep, wide)), f"ffn: {label} {t} does not fit x {x}")
+        return (x.with_last(operands[-1 - self.biased].last),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeat(Op):
+    """The body, `count` times over, with parameters of its own each turn (stacked on a leading axis).
+
+    operands: (carries..., invariants...)   results: the carries after the last turn
+    body: a Program whose inputs are (index: int[], carries..., invariants...) and whose results are the carries.
+    label: the path segment and the index's name in the spec.
+    """
+
+    name: ClassVar[str] = "repeat"
+    count: int
+    label: str
+    carries: int
+    body: Program
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        index, *rest = (i.value.type for i in self.body.inputs)
+        need(index == TensorType((), DType.I32), f"repeat: the index is {index}")
+        need(tuple(rest) == operands, f"repeat: the body takes {list(map(str, rest))}, not {list(map(str, operands))}")
+        out = tuple(v.type for v in self.body.results)
+        need(out == operands[: self.carries], f"repeat: carries {list(map(str, operands[: self.carries]))} change type")
+        return out
+
+    def bind(self, lengths: Mapping[str, int]) -> "Repeat":
+        return replace(self, body=self.body.bind(lengths))
+
+
+OPS: Mapping[str, type[Op]] = {
+    op.name: op
+    for op in (
+        Constant, Elementwise, Reduction, Index, Take, Linear, Reshape, Slice, Concat, Cast, Rotate,
+        Scores, Score, Masked, Weigh, Mix, Attention, FeedForward, Repeat,
+    )
+}  # fmt: skip
+"""Every operation by its name. Lists that depend on it (text form, kernels, README tables) are tested against it."""

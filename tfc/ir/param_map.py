@@ -1,0 +1,207 @@
+"""What a pass does to parameters, as data: each new parameter as an expression over the old, and back.
+
+Axes count from the end (-1 is the last), so that a map means the same for a parameter and for a stack of them
+(leading axes of `repeat`s). `tfc/params/` applies maps, differentiably; passes only write them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = [
+    "IDENTITY",
+    "Add",
+    "Concat",
+    "Expr",
+    "MatVec",
+    "NonZero",
+    "ParamMap",
+    "Part",
+    "ScaleRows",
+    "Source",
+    "Sub",
+    "UnscaleRows",
+    "parts",
+    "sources",
+    "substitute",
+    "text",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """An array computed from parameters."""
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Expr):
+    """The parameter of that path."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Expr):
+    """Parts side by side along an axis."""
+
+    of: tuple[Expr, ...]
+    axis: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Expr):
+    """Elements start..start+size-1 along an axis: what `Concat` put together, taken apart."""
+
+    of: Expr
+    start: int
+    size: int
+    axis: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRows(Expr):
+    """weight [..., K, O] with row k multiplied by scale [..., K]."""
+
+    weight: Expr
+    scale: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class UnscaleRows(Expr):
+    """weight [..., K, O] with row k divided by scale [..., K]: undoes ScaleRows to rounding, if no scale is 0."""
+
+    weight: Expr
+    scale: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class MatVec(Expr):
+    """vector [..., K] times weight [..., K, O] -> [..., O], summed in float32."""
+
+    vector: Expr
+    weight: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Expr):
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Sub(Expr):
+    left: Expr
+    right: Expr
+
+
+def parts(expr: Expr) -> tuple[Expr, ...]:
+    """The expressions directly inside an expression."""
+    match expr:
+        case Source():
+            return ()
+        case Concat(inner, _):
+            return inner
+        case Part(of, _, _, _):
+            return (of,)
+        case ScaleRows(a, b) | UnscaleRows(a, b) | MatVec(a, b) | Add(a, b) | Sub(a, b):
+            return (a, b)
+    raise TypeError(f"{type(expr).__name__} is no expression over parameters")
+
+
+def text(expr: Expr) -> str:
+    """The expression as people read it: `concat(layer.look.q.weight, layer.look.k.weight)`."""
+    match expr:
+        case Source(path):
+            return path
+        case Concat(inner, axis):
+            return f"concat({', '.join(map(text, inner))}{'' if axis == -1 else f', axis={axis}'})"
+        case Part(of, start, size, axis):
+            return f"part({text(of)}, {start}, {size}{'' if axis == -1 else f', axis={axis}'})"
+        case Add(a, b):
+            return f"{text(a)} + {text(b)}"
+        case Sub(a, b):
+            return f"{text(a)} - {text(b)}"
+        case ScaleRows(a, b):
+            return f"scale_rows({text(a)}, {text(b)})"
+        case UnscaleRows(a, b):
+            return f"unscale_rows({text(a)}, {text(b)})"
+        case MatVec(a, b):
+            return f"matvec({text(a)}, {text(b)})"
+    raise TypeError(f"{type(expr).__name__} is no expression over parameters")
+
+
+def sources(expr: Expr) -> frozenset[str]:
+    """The paths of the parameters that an expression reads."""
+    if isinstance(expr, Source):
+        return frozenset([expr.path])
+    return frozenset().union(*map(sources, parts(expr)))
+
+
+def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
+    """The expression with each parameter that `values` has replaced by its expression there."""
+    match expr:
+        case Source(path):
+            return values.get(path, expr)
+        case Concat(inner, axis):
+            return Concat(tuple(substitute(p, values) for p in inner), axis)
+        case Part(of, start, size, axis):
+            return Part(substitute(of, values), start, size, axis)
+        case ScaleRows(a, b) | UnscaleRows(a, b) | MatVec(a, b) | Add(a, b) | Sub(a, b):
+            return type(expr)(substitute(a, values), substitute(b, values))
+    raise TypeError(f"{type(expr).__name__} is no expression over parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class NonZero:
+    """A condition on values: no element of the parameter `path` is 0. Where it fails, the pass that asks for it
+    at `site` is held back for these parameters (`model.pack` checks; a traced call cannot)."""
+
+    path: str
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParamMap:
+    """forward: every path that changes, is new, or must be kept for the way back -> its expression over the old.
+    backward: every old path that forward consumed or changed -> its expression over the new.
+    A path in neither, and not removed, is carried over as it is.
+    removed: old paths that the new tree lacks; each is in `backward`.
+    kept: new paths that no program reads, held only so that backward can be computed.
+    """
+
+    forward: Mapping[str, Expr] = field(default_factory=dict)
+    backward: Mapping[str, Expr] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    guards: tuple[NonZero, ...] = ()
+
+    def after(self, paths: Iterable[str]) -> frozenset[str]:
+        """The paths of the new tree, given those of the old one."""
+        return (frozenset(paths) - self.removed) | self.forward.keys()
+
+    def then(self, later: "ParamMap") -> "ParamMap":
+        """This map, then `later`, as one. Raises ValueError where a guard of `later` asks for a computed parameter."""
+        made = self.forward.keys() - self.backward.keys()  # exist between the two only
+        forward = {path: e for path, e in self.forward.items() if path not in later.removed}
+        forward |= {path: substitute(e, self.forward) for path, e in later.forward.items()}
+        backward = {path: e for path, e in later.backward.items() if path not in made}
+        backward |= {path: substitute(e, later.backward) for path, e in self.backward.items()}
+        return ParamMap(
+            forward,
+            backward,
+            (self.removed | (later.removed - made)) - forward.keys(),
+            (self.kept - later.removed) | later.kept,
+            self.guards + tuple(NonZero(self._old(g.path), g.site) for g in later.guards),
+        )
+
+    def _old(self, path: str) -> str:
+        """The parameter that `path` holds after this map, by its path before it."""
+        match self.forward.get(path, Source(path)):
+            case Source(old):
+                return old
+        raise ValueError(f"a guard asks for {path}, which is computed")
+
+
+IDENTITY = ParamMap()
