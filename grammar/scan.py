@@ -6,17 +6,19 @@ it also tells the parser where items begin, which is where parsing resumes after
 
 import re
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.source import Source, Span
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Scan", "Token", "check_characters", "scan"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token", "check_characters", "scan"]
 
 MAX_BYTES = 256 * 1024
 """Sources above this are refused before parsing: a megabyte takes seconds."""
 MAX_DEPTH = 200
 """Brackets within brackets."""
+MAX_FAULTS = 10
+"""Diagnostics of one run: after these the rest is mostly noise."""
 
 # Characters that show nothing or reorder what is shown; tab and line ends are the only controls a text needs.
 _HIDDEN = re.compile(
@@ -87,7 +89,8 @@ def check_characters(source: Source) -> list[Diagnostic]:
         char = hidden.group()
         what = _NAMED_HIDDEN.get(char, f"the invisible character U+{ord(char):04X}")
         span = Span(source, hidden.start(), hidden.end())
-        return [Diagnostic(code="E004", message=f"{what} in the text", span=span, help="remove it", edits=(Edit(span, ""),))]
+        message = f"{what} in the text"
+        return [Diagnostic(code="E004", message=message, span=span, help="remove it", edits=(Edit(span, ""),))]
     return []
 
 
@@ -105,12 +108,13 @@ def scan(source: Source) -> Scan:
         else:
             tokens.append(Token(kind, match.group(), match.start(), first))
             first = False
-    faults = [fault for token in tokens if token.kind in _FAULTY and (fault := _FAULTY[token.kind](source, token))]
+    faulty = (token for token in tokens if token.kind in _FAULTY)
+    faults = [_FAULTY[token.kind](source, token) for token in islice(faulty, MAX_FAULTS)]
     brackets = _match(source, tokens, by_layout=False)
     if brackets.faults:  # the layout shows which of two brackets is the lonely one, where brackets alone do not
         by_layout = _match(source, tokens, by_layout=True)
         brackets = by_layout if by_layout.faults else brackets
-    faults += brackets.faults
+    faults += brackets.faults[:MAX_FAULTS]
     faults.sort(key=lambda fault: fault.span.start if fault.span else 0)
     starts = tuple(
         token.start
@@ -146,16 +150,16 @@ _REPLACEMENT = {
     ";": ("", "nothing stands between statements"),
 }
 _LOOKALIKE = {
-    "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "≤": "<=", "≥": ">=",  # noqa: RUF001
-    "≠": "!=", "“": '"', "”": '"', "„": '"', "∧": "and", "∨": "or", "¬": "not ", "∞": "inf", "‘": '"', "’": '"',  # noqa: RUF001
-    "（": "(", "）": ")", "，": ",", "：": ":", "\u00a0": " ",  # noqa: RUF001
+    "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "≤": "<=", "≥": ">=",
+    "≠": "!=", "“": '"', "”": '"', "„": '"', "∧": "and", "∨": "or", "¬": "not ", "∞": "inf", "‘": '"', "’": '"',
+    "（": "(", "）": ")", "，": ",", "：": ":", "\u00a0": " ",
 }  # fmt: skip
 _UNITS = {"k": 1024, "K": 1024, "m": 1024**2, "M": 1024**2, "g": 1024**3, "G": 1024**3}
 
 
 def _replace(source: Source, token: Token, code: str, message: str, text: str, why: str) -> Diagnostic:
     span = Span(source, token.start, token.end)
-    before, after = source.text[: token.start][-1:], source.text[token.end :][:1]
+    before, after = source.text[max(0, token.start - 1) : token.start], source.text[token.end : token.end + 1]
     if text[:1].isalpha() and (before.isalnum() or before in "_)]"):
         text = " " + text
     if text[-1:].isalpha() and (after.isalnum() or after in ("_", "(", "[")):
@@ -172,7 +176,8 @@ def _foreign(source: Source, token: Token) -> Diagnostic:
         quoted = '"' + text[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
         return _replace(source, token, "E104", "strings stand between double quotes", quoted, f"write {quoted}")
     if text.endswith("=") and len(text) == 2:
-        name = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[ \t]*$", source.text[: token.start])
+        line = source.text[source.starts[source.position(token.start)[0] - 1] : token.start]
+        name = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[ \t]*$", line)
         if text == "+=" and name:  # the one of them whose right side needs no parentheses
             new, why = f"= {name[1]} +", f"write `{name[1]} = {name[1]} + ...`"
             return _replace(source, token, "E104", "`+=` is no operator of the language", new, why)
@@ -192,7 +197,7 @@ def _bad_number(source: Source, token: Token) -> Diagnostic:
     unit = re.fullmatch(r"([0-9]+)([kKmMgG])[iI]?[bB]?", text)
     if unit and len(unit[1]) < 10:
         count, size = int(unit[1]), _UNITS[unit[2]]
-        decimal = count * (size.bit_length() // 10 and 10 ** (3 * (size.bit_length() // 10)))
+        decimal = count * 1000 ** (size.bit_length() // 10)
         edits = (Edit(span, f"{count * size:_}"),)
         help = f"numbers have no units; write {count * size:_} ({count} * {size:_}) or {decimal:_}"
         return Diagnostic(code="E105", message=message, span=span, help=help, edits=edits)
@@ -231,7 +236,7 @@ def _stray(source: Source, token: Token) -> Diagnostic:
         return _replace(source, token, "E103", message, new, f"write `{new.strip()}`" if new.strip() else "use a space")
     span = Span(source, token.start, token.end)
     if len(token.text) > 1 or token.text.isidentifier():
-        help = "names are made of the letters a to z, A to Z, digits and `_`; other scripts stand in strings and comments"
+        help = "names are made of a to z, A to Z, digits and `_`; other letters stand in strings and comments"
         return Diagnostic(code="E103", message=f"`{token.text}` is no name of the language", span=span, help=help)
     message = f"`{token.text}` is no character of the language"
     return Diagnostic(code="E103", message=message, span=span, help="other characters stand in strings and comments")
@@ -276,13 +281,16 @@ def _match(source: Source, tokens: list[Token], *, by_layout: bool) -> _Brackets
                 found.too_deep = True
                 message = f"brackets nested more than {MAX_DEPTH} deep"
                 span = Span(source, token.start, token.end)
-                found.faults = [Diagnostic(code="E005", message=message, span=span, help="name the inner parts with `let` or equations")]
+                help = "name the inner parts with `let` or equations"
+                found.faults = [Diagnostic(code="E005", message=message, span=span, help=help)]
                 return found
             continue
         fits = [i for i, opener in enumerate(stack) if _CLOSER[opener.text] == token.text]
         if by_layout and token.first:
             indent = _indent(source, token)
             fits = [i for i in fits if _indent(source, stack[i]) == indent] or fits
+        if len(found.faults) > MAX_FAULTS:
+            continue  # a text of nothing but closers
         if fits:
             unclosed(fits[-1] + 1, number)
             stack.pop()
@@ -290,9 +298,9 @@ def _match(source: Source, tokens: list[Token], *, by_layout: bool) -> _Brackets
             span = Span(source, token.start, token.end)
             notes = (Note("the innermost open bracket", Span(source, stack[-1].start, stack[-1].end)),) if stack else ()
             message = f"`{token.text}` closes nothing"
-            found.faults.append(
-                Diagnostic(code="E107", message=message, span=span, help="remove it", notes=notes, edits=(Edit(span, ""),))
-            )
+            edits = (Edit(span, ""),)
+            fault = Diagnostic(code="E107", message=message, span=span, help="remove it", notes=notes, edits=edits)
+            found.faults.append(fault)
     unclosed(0, len(tokens))
     return found
 
@@ -306,12 +314,15 @@ def _unclosed(source: Source, tokens: list[Token], opener: Token, before: int | 
     """`before`: the number of the token that shows it to be unclosed. The edit closes it on its own line if that is a
     call's, subscript's or list's, else before that token."""
     closer = _CLOSER[opener.text]
-    last = tokens[(before if before is not None else len(tokens)) - 1]
-    if opener.text != "{":
-        line = source.position(opener.start)[0]
-        last = max((t for t in tokens if t.start >= opener.start and source.position(t.start)[0] == line and t.start <= last.start), key=lambda t: t.start)
-    own_line = opener.text == "{" and source.position(last.end)[0] != source.position(opener.start)[0]
-    text = "\n" + " " * _indent(source, opener) + closer if own_line else (" " + closer if opener.text == "{" else closer)
+    number = before if before is not None else len(tokens)
+    line = source.position(opener.start)[0]
+    while opener.text != "{" and number > 1 and source.position(tokens[number - 1].start)[0] > line:
+        number -= 1
+    last = tokens[number - 1]
+    text = closer
+    if opener.text == "{":
+        one_line = source.position(last.end)[0] == line
+        text = " " + closer if one_line else "\n" + " " * _indent(source, opener) + closer
     return Diagnostic(
         code="E107",
         message=f"`{opener.text}` is never closed",

@@ -8,7 +8,7 @@ from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.formula.expr import Expr
 from tfc.grammar import ast
 from tfc.grammar.assemble import Builder
-from tfc.grammar.values import Any_, Change, Component, Failed, Place, Tensor
+from tfc.grammar.values import Any_, Change, Failed, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
 from tfc.ir.types import IRError
@@ -117,11 +117,16 @@ class Frame:
     site: Span | None = None
     inside: tuple[Change, ...] = ()  # changes to segments within this body
     seen_inside: set[str] = field(default_factory=set)
-    active: tuple[Component, ...] = ()
+    active: tuple[ast.Role | ast.Block, ...] = ()
 
     def at(self, span: Span) -> Span:
         """The place to blame: in the user's own text."""
         return self.site or span
+
+    def blame(self, node: ast.Expr) -> Span:
+        """The place where a value was chosen: for a name, where it was given; else the expression itself."""
+        origin = self.scope.origin(node.id) if isinstance(node, ast.Name) else None
+        return self.at(node.span) if origin is None else origin
 
     def emit(
         self, op: Op, args: tuple[Tensor, ...], span: Span, hint: str, fields: Mapping[str, Tensor] | None = None

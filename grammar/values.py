@@ -24,6 +24,7 @@ __all__ = [
     "Component",
     "Failed",
     "Formula",
+    "Given",
     "Nothing",
     "Place",
     "Poison",
@@ -116,6 +117,22 @@ class Builtin:
     """A core function or a primitive."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An argument of a call: its value, and how it was written."""
+
+    value: "Any_"
+    argument: ast.Argument
+
+    @property
+    def node(self) -> ast.Expr:
+        return self.argument.value
+
+    @property
+    def span(self) -> Span:
+        return self.argument.value.span
 
 
 class Nothing:

@@ -1,6 +1,6 @@
 """Program x local rule -> Program: the rule everywhere, bodies too, then without what nothing reads any more."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from tfc.ir.ops import Constant, Repeat
@@ -21,7 +21,8 @@ class Scope:
         self.program = program
         self.makers: Mapping[Value, Eqn] = program.makers()
         self.reads: Mapping[Value, int] = program.readers()
-        self.params: dict[Value, Param] = {p.value: p for p in program.params}
+        self.params: Mapping[Value, Param] = {p.value: p for p in program.params}
+        self.after = program.params
         self._readers: dict[Value, list[Eqn]] = {}
         for eqn in program.eqns:
             for arg in dict.fromkeys(eqn.args):
@@ -55,13 +56,12 @@ class Scope:
         self._names.add(free)
         return Value(free, type)
 
-    def replace_params(self, old: Iterable[Param], new: Param) -> None:
-        """Puts a parameter in the place of others; of none, at the end."""
-        places = list(self.params.values())
-        gone = list(old)
-        at = places.index(gone[0]) if gone else len(places)
-        places[at:at] = [new]
-        self.params = {p.value: p for p in places if p not in gone}
+    def replace_params(self, old: Collection[Param], new: Param | None) -> None:
+        """Puts a parameter (or none) in the place of others; of none, at the end. To be seen in `after` only."""
+        places = list(self.after)
+        at = min((places.index(p) for p in old), default=len(places))
+        places[at:at] = [] if new is None else [new]
+        self.after = tuple(p for p in places if p not in old)
 
 
 Rule = Callable[[Eqn, Scope], Sequence[Eqn] | None]
@@ -79,7 +79,7 @@ def rewrite(program: Program, rule: Rule) -> Program:
             eqn = replace(eqn, op=replace(eqn.op, body=rewrite(eqn.op.body, rule)))
         answer = rule(eqn, scope)
         eqns.extend([eqn] if answer is None else answer)
-    return drop_unread(replace(program, params=tuple(scope.params.values()), eqns=tuple(eqns)))
+    return drop_unread(replace(program, params=scope.after, eqns=tuple(eqns)))
 
 
 def drop_unread(program: Program) -> Program:

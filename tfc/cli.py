@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tfc.diagnostics import TfcError, closest
+from tfc.targets import skip_absent
 
 __all__ = ["main"]
 
@@ -75,8 +76,19 @@ def _json(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs to read.")(function)
 
 
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"tfc {version('tfc')}")
+        except PackageNotFoundError:
+            click.echo("tfc, not installed: run from its sources")
+        ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="tfc", message="tfc %(version)s")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print it.")
 def cli() -> None:
     """Compile a text that describes a transformer (.tfm) to JAX with Pallas kernels.
 
@@ -275,6 +287,7 @@ def doctor(as_json: bool) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (`sys.argv` by default) and returns its exit code."""
     debug = os.environ.get("TFC_LOG") == "debug"
+    skip_absent()
     try:
         result = cli.main(arguments, prog_name="tfc", standalone_mode=False)
         sys.stdout.flush()

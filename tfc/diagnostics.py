@@ -17,6 +17,31 @@ CODES: dict[str, str] = {
     # E3xx: types and formulas       E4xx: shapes and sizes    E5xx: limits
     # E6xx: parameters and weights   E7xx: inputs of a call    E8xx: targets and kernels
     # W9xx: warnings
+    "E001": "the file cannot be read",
+    "E002": "the file is not UTF-8 text",
+    "E003": "the text is too large",
+    "E004": "an invisible character",
+    "E005": "nested too deep",
+    "E006": "a number out of range",
+    "E101": "`tfm 1` is missing",
+    "E102": "an unknown version of the language",
+    "E103": "a character that is not of the language",
+    "E104": "an operator of another language",
+    "E105": "not a number",
+    "E106": "a string that does not end, or an unknown escape",
+    "E107": "a bracket without its partner",
+    "E108": "a word of the language used as a name",
+    "E109": "a word of another language",
+    "E110": "something unexpected",
+    "E111": "a value is missing",
+    "E112": "`=`, `==` and `:` confused",
+    "E113": "a comma too many or too few",
+    "E114": "a bracket in a wrong place",
+    "E115": "a misspelt word",
+    "E116": "in a wrong place",
+    "E117": "`repeat` without a name",
+    "E118": "a documentation that describes nothing",
+    "E119": "a declaration of a wrong shape",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""
 

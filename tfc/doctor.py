@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -104,8 +103,6 @@ def _version(package: str) -> str | None:
 
 def _wrong(versions: dict[str, str | None]) -> list[str]:
     out = []
-    if sys.version_info < (3, 12):
-        out.append(f"tfc needs Python 3.12 or newer, this is {platform.python_version()}")
     low, high = (".".join(map(str, v)) for v in JAX_RANGE)
     jax, jaxlib = versions["jax"], versions["jaxlib"]
     if jax is None:

@@ -9,8 +9,11 @@ The table is importable without JAX; `resolve` loads it. Sources, one a family:
   v5e and v6e, and half a chip of tpu7x.
 """
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import glob
 from typing import TYPE_CHECKING, Literal
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
@@ -18,7 +21,7 @@ from tfc.diagnostics import Diagnostic, TfcError, closest
 if TYPE_CHECKING:
     from tfc.backends.kernel import Target
 
-__all__ = ["FACTS", "Facts", "named", "names", "resolve"]
+__all__ = ["FACTS", "Facts", "named", "names", "resolve", "skip_absent"]
 
 GIB = 2**30
 TERA = 1e12
@@ -29,9 +32,10 @@ class Facts:
     """What is known of a device without one at hand. Zero means unknown or meaningless.
 
     title: how the device calls itself (`device_kind` in JAX). capability: NVIDIA's compute capability.
-    sms: multiprocessors. shared_memory: bytes a block may ask for. memory: bytes. bandwidth: bytes/s.
-    matmul_flops: dense bf16 FLOP/s. l2: bytes. clock_ghz: the boost clock. topology: the smallest slice that the
-    TPU compiler accepts. kinds: other names that JAX devices of this target go by.
+    sms: multiprocessors. shared_memory: bytes a block may ask for. memory, l2: bytes. bandwidth: bytes/s.
+    matmul_flops: dense bf16 FLOP/s. f32_flops: IEEE float32 FLOP/s, on TPU by six bf16 products.
+    clock_ghz: the boost clock. topology: the smallest slice that the TPU compiler accepts.
+    kinds: other names that JAX devices of this target go by.
     """
 
     platform: Literal["cpu", "gpu", "tpu"]
@@ -42,6 +46,7 @@ class Facts:
     memory: int = 0
     bandwidth: float = 0.0
     matmul_flops: float = 0.0
+    f32_flops: float = 0.0
     l2: int = 0
     clock_ghz: float = 0.0
     topology: str = ""
@@ -52,41 +57,45 @@ FACTS: Mapping[str, Facts] = {
     "cpu": Facts(platform="cpu", title="cpu"),
     "a100": Facts(
         platform="gpu", title="NVIDIA A100-SXM4-80GB", capability=8.0, sms=108, shared_memory=163 * 1024,
-        memory=80 * GIB, bandwidth=2.039 * TERA, matmul_flops=312 * TERA, l2=40 * 2**20, clock_ghz=1.41,
+        memory=80 * GIB, bandwidth=2.039 * TERA, matmul_flops=312 * TERA, f32_flops=19.5 * TERA,
+        l2=40 * 2**20, clock_ghz=1.41,
         kinds=("NVIDIA A100",),
     ),
     "h100": Facts(
         platform="gpu", title="NVIDIA H100 80GB HBM3", capability=9.0, sms=132, shared_memory=227 * 1024,
-        memory=80 * GIB, bandwidth=3.35 * TERA, matmul_flops=989.4 * TERA, l2=50 * 2**20, clock_ghz=1.98,
+        memory=80 * GIB, bandwidth=3.35 * TERA, matmul_flops=989.4 * TERA, f32_flops=66.9 * TERA,
+        l2=50 * 2**20, clock_ghz=1.98,
         kinds=("NVIDIA H100",),
     ),
     "h200": Facts(
         platform="gpu", title="NVIDIA H200", capability=9.0, sms=132, shared_memory=227 * 1024,
-        memory=141 * 10**9, bandwidth=4.8 * TERA, matmul_flops=989.4 * TERA, l2=50 * 2**20, clock_ghz=1.98,
+        memory=141 * 10**9, bandwidth=4.8 * TERA, matmul_flops=989.4 * TERA, f32_flops=66.9 * TERA,
+        l2=50 * 2**20, clock_ghz=1.98,
     ),
     "b200": Facts(
         platform="gpu", title="NVIDIA B200", capability=10.0, sms=148, shared_memory=227 * 1024,
-        memory=180 * 10**9, bandwidth=8.0 * TERA, matmul_flops=2250 * TERA, l2=126 * 2**20, clock_ghz=1.965,
+        memory=180 * 10**9, bandwidth=8.0 * TERA, matmul_flops=2250 * TERA, f32_flops=75 * TERA,
+        l2=126 * 2**20, clock_ghz=1.965,
     ),
     "v4": Facts(
         platform="tpu", title="TPU v4", memory=32 * GIB, bandwidth=1.2 * TERA, matmul_flops=275 * TERA,
-        topology="v4:2x2x1",
+        f32_flops=275 / 6 * TERA, topology="v4:2x2x1",
     ),
     "v5e": Facts(
         platform="tpu", title="TPU v5 lite", memory=16 * GIB, bandwidth=0.819 * TERA, matmul_flops=197 * TERA,
-        topology="v5e:2x2", kinds=("TPU v5e",),
+        f32_flops=197 / 6 * TERA, topology="v5e:2x2", kinds=("TPU v5e",),
     ),
     "v5p": Facts(
         platform="tpu", title="TPU v5", memory=95 * GIB, bandwidth=2.765 * TERA, matmul_flops=459 * TERA,
-        topology="v5p:2x2x1", kinds=("TPU v5p",),
+        f32_flops=459 / 6 * TERA, topology="v5p:2x2x1", kinds=("TPU v5p",),
     ),
     "v6e": Facts(
         platform="tpu", title="TPU v6 lite", memory=32 * GIB, bandwidth=1.64 * TERA, matmul_flops=918 * TERA,
-        topology="v6e:2x2", kinds=("TPU v6e",),
+        f32_flops=918 / 6 * TERA, topology="v6e:2x2", kinds=("TPU v6e",),
     ),
     "tpu7x": Facts(
         platform="tpu", title="TPU7x", memory=192 * GIB, bandwidth=7.37 * TERA, matmul_flops=2307 * TERA,
-        topology="tpu7x:2x2x1", kinds=("TPU v7x", "TPU v7"),
+        f32_flops=2307 / 6 * TERA, topology="tpu7x:2x2x1", kinds=("TPU v7x", "TPU v7"),
     ),
 }  # fmt: skip
 """Every target that has a name."""
@@ -122,6 +131,17 @@ def of_kind(platform: str, kind: str) -> str:
     # boards of one chip differ in the rest of their names: "NVIDIA H100 PCIe", "NVIDIA H200 NVL"
     titles = [(k, name) for name, f in FACTS.items() if f.platform == platform for k in (f.title, *f.kinds)]
     return max(((k, name) for k, name in titles if kind.startswith(k + " ")), default=("", ""))[1]
+
+
+def skip_absent() -> None:
+    """Where Linux shows no accelerator, tells JAX not to look for one, unless JAX_PLATFORMS says what to look for.
+
+    The CUDA plugin, installed to compile for absent GPUs, prints a traceback when it is asked for present ones.
+    JAX reads the variable when it is imported: call this before.
+    """
+    nodes = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+    if sys.platform == "linux" and not any(glob(n) for n in nodes):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def resolve(name: str = "auto", interpret: bool = False) -> "Target":

@@ -29,10 +29,12 @@ class DerivedField:
     expr: Expr
 
 
-def split_fields(expr: Expr) -> tuple[Expr, tuple[DerivedField, ...]]:
-    """(the formula over the fields' leaves, the fields), after `normalized`. Literals stay in the formula.
+def split_fields(expr: Expr, *, separate: bool = True) -> tuple[Expr, tuple[DerivedField, ...]]:
+    """(the formula over the fields' leaves, the fields). Literals stay in the formula.
 
-    A sub-expression that occurs twice is one field. Scores and weights (`s`, `p`) belong to both tokens.
+    separate: after `normalized`, which is what makes most fields meet; not for a formula of `q - k` whose terms
+    are to stay together. A sub-expression that occurs twice is one field. Scores and weights (`s`, `p`) belong to
+    both tokens.
     """
     fields: dict[Expr, DerivedField] = {}
 
@@ -52,7 +54,7 @@ def split_fields(expr: Expr) -> tuple[Expr, tuple[DerivedField, ...]]:
                 return Read(slot, tuple(split(i) for i in indices), kind)
         return node
 
-    return split(normalized(expr)), tuple(fields.values())
+    return split(normalized(expr) if separate else expr), tuple(fields.values())
 
 
 def _of_the_pair(expr: Expr) -> bool:
@@ -149,17 +151,15 @@ def _direction(fn: str, args: tuple[Expr, ...], moves: list[Direction]) -> Direc
     if any(kind_of(a) is Kind.REAL for a in args):
         return None
     match fn, args, moves:
-        case ("neg" | "not"), _, [d]:
+        case (("neg" | "not"), _, [d]):
             return OPPOSITE[d]
-        case ("add" | "min" | "max" | "and" | "or" | "ge" | "gt"), _, [d, e]:
+        case (("add" | "min" | "max" | "and" | "or" | "ge" | "gt"), _, [d, e]):
             return _both(d, OPPOSITE[e] if fn in ("ge", "gt") else e)
-        case ("sub" | "le" | "lt"), _, [d, e]:
+        case (("sub" | "le" | "lt"), _, [d, e]):
             return _both(d, OPPOSITE[e]) if fn == "sub" else _both(OPPOSITE[d], e)
-        case "mul", (x, Const(c)), [d, _]:
+        case "mul", (Const(c), _), [_, d]:
             return _times(d, c)
-        case "mul", (Const(c), x), [_, d]:
-            return _times(d, c)
-        case "floordiv", (_, Const(c)), [d, _]:
+        case (("mul" | "floordiv"), (_, Const(c)), [d, _]):
             return _times(d, c)
     return None
 

@@ -42,9 +42,10 @@ class Eqn:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a parameter starts: `zeros`, `ones`, `normal(std)`, `glorot`, `constant(x)`, or a table of numbers.
+    """How a parameter starts: `zeros`, `ones`, `normal(std)`, `glorot`, `constant(x)`, a table of numbers, `packed`.
 
-    kind `table` holds row-major values (slopes of ALiBi, say) computed by lowering from a closed form.
+    kind `table` holds row-major values (slopes of ALiBi, say) computed by lowering from a closed form;
+    kind `packed` is a parameter that a pass made: it starts as the pass's ParamMap computes it.
     """
 
     kind: str

@@ -16,6 +16,7 @@ name; attributes at their defaults are left out; a `repeat`'s body follows, inde
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, Final, get_type_hints
 
 from tfc.formula.expr import PRIMITIVES, Expr, Load, Read, rewrite
@@ -141,8 +142,9 @@ _FORMS: Final[Mapping[object, tuple[_Reader, _Writer]]] = {
 }
 
 
+@cache
 def _schema(cls: type[Op]) -> Mapping[str, tuple[object, Any, _Reader, _Writer]]:
-    """Attribute -> its annotation, its default (or what stands for none), how it is read, how it is written. Bodies are not here."""
+    """Attribute -> its annotation, its default (or what stands for none), how it is read and written. No bodies."""
     hints = get_type_hints(cls)
     return {f.name: (hints[f.name], f.default, *_FORMS[hints[f.name]]) for f in fields(cls) if f.name != "body"}
 

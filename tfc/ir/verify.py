@@ -7,8 +7,8 @@ The invariants, each tested by a program that breaks it:
 - types: what `infer` says of the operands is what the equation binds; sizes are not negative; every named length occurs
   in the shape of some input, so a call can bind it
 - formulas: known primitives and variables, no field, slots within the operands, the kind that the attribute asks for
-- parameters: a path is used once in the whole program and is no prefix of another; shapes are numbers; a table fills its
-  shape; what is trained is floating
+- parameters: a path is used once in the whole program and is no prefix of another; shapes are numbers; a table fills
+  its shape; what is trained is floating
 - inputs: lengths by default are integers; a body's inputs have no defaults
 - repeats: the body takes (index, carries, invariants), gives the carries, and is itself such a program
 """
@@ -145,8 +145,8 @@ def _param(param: Param) -> None:
     need(param.init.kind in INITS, f"{what}: `{param.init.kind}` is no way to start")
     need(not param.trained or param.value.type.dtype.floating, f"{what}: {param.value.type} cannot be trained")
     if param.init.kind == "table":
-        count = prod(param.value.type.ints)
-        need(len(param.init.table) == count, f"{what}: a table of {len(param.init.table)} numbers for {param.value.type}")
+        given, asked = len(param.init.table), prod(param.value.type.ints)
+        need(given == asked, f"{what}: a table of {given} numbers for {param.value.type}")
 
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:

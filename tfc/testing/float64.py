@@ -18,7 +18,18 @@ from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read,
 from tfc.ir.ops import Attention, P
 from tfc.ir.types import DType
 
-__all__ = ["DTYPES", "FLOAT64", "Attended", "Dense", "Precision", "attention", "evaluate", "gradients", "seen_by"]
+__all__ = [
+    "DTYPES",
+    "FLOAT64",
+    "Attended",
+    "Dense",
+    "Precision",
+    "attention",
+    "attention_leaves",
+    "evaluate",
+    "gradients",
+    "seen_by",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,12 +73,17 @@ class Dense:
     """A formula's value on whole arrays, its rounding error, and its derivatives.
 
     error: in units of the precision's roundoff, at most to first order, if every operation rounds once.
-    slopes: the derivative with respect to each leaf that was asked for and occurs.
+    slopes: the derivative with respect to each real leaf that occurs, and its rounding error in the same units.
     """
 
     value: Array
     error: Any = 0.0
-    slopes: Mapping[Expr, Any] = field(default_factory=dict)
+    slopes: Mapping[Expr, tuple[Any, Any]] = field(default_factory=dict)
+
+    def slope(self, leaf: Expr, like: Array) -> tuple[Array, Array]:
+        """The derivative by `leaf` and its error, in the shape of `like`; zeros where it does not occur."""
+        value, error = self.slopes.get(leaf, (0.0, 0.0))
+        return value * np.ones_like(like), error * np.ones_like(like)
 
 
 def _guarded(divide: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
@@ -123,6 +139,9 @@ SLOPES: Mapping[str, Slopes] = {
 BOUNDED = frozenset({"tanh", "sigmoid", "erf", "sin", "cos"})
 """Functions that libraries compute to an error relative to their range, not to their value."""
 
+CURVED = frozenset({"div", "pow", "sqrt", "rsqrt", "exp", "exp2", "log", "log1p"})
+"""Functions whose derivative takes over their arguments' error."""
+
 
 def _cast(x: Array, kind: Kind, real: Any) -> Array:
     return x if kind is Kind.BOOL else x.astype(np.int64 if kind is Kind.INT else real)
@@ -152,13 +171,25 @@ def _applied(fn: str, kind: Kind, kinds: Sequence[Kind], args: Sequence[Dense], 
     factors = SLOPES[fn](value, values)
     own = np.maximum(np.abs(value), 1.0) if fn in BOUNDED else np.abs(value)
     error: Any = 0.0 if fn in ("neg", "abs", "where", "min", "max") else own
-    slopes: dict[Expr, Any] = {}
-    for factor, arg in zip(factors, args, strict=True):
+    slopes: dict[Expr, tuple[Any, Any]] = {}
+    for i, (factor, arg) in enumerate(zip(factors, args, strict=True)):
         if np.any(arg.error):
             error = error + np.abs(factor) * arg.error
-        for leaf, slope in arg.slopes.items():
-            slopes[leaf] = slopes.get(leaf, 0.0) + factor * slope
+        for leaf, (slope, lost) in arg.slopes.items():
+            before = slopes.get(leaf, (0.0, 0.0))
+            off = np.abs(factor) * lost + _factor_error(fn, factor, i, args) * np.abs(slope)
+            slopes[leaf] = before[0] + factor * slope, before[1] + off
     return Dense(value, error, slopes)
+
+
+def _factor_error(fn: str, factor: Any, i: int, args: Sequence[Dense]) -> Any:
+    """What rounding does to the derivative of `fn` by its argument `i`: 1 - tanh^2, say, is good to one unit of 1."""
+    if fn in BOUNDED:
+        return 1 + args[0].error
+    if fn == "mul":
+        return np.abs(factor) + args[1 - i].error
+    steps = sum(a.error for a in args) if fn in CURVED else 0.0
+    return np.abs(factor) * (1 + steps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,25 +219,30 @@ def _heads(x: Array, heads: int, real: Any) -> Array:
     return np.repeat(x.astype(real), heads // x.shape[2], axis=2).transpose(0, 2, 1, 3)
 
 
-def _leaves(op: Attention, shape: tuple[int, ...], captured: Sequence[Array], real: Any) -> dict[Expr, Dense]:
-    """Tokens, heads and slots as arrays that broadcast to `shape`, [B, H, N, M]."""
+def attention_leaves(shape: tuple[int, ...]) -> dict[Expr, Dense]:
+    """Tokens and heads as arrays that broadcast to `shape`, [B, H, N, M]: query i stands at i + (M - N)."""
     _, heads, n, m = shape
-    out: dict[Expr, Dense] = {
+    return {
         Token("q"): Dense(np.arange(n)[:, None] + (m - n)),
         Token("k"): Dense(np.arange(m)),
         H: Dense(np.arange(heads)[:, None, None]),
     }
+
+
+def _leaves(op: Attention, shape: tuple[int, ...], captured: Sequence[Array], real: Any) -> dict[Expr, Dense]:
+    """Tokens, heads and slots as arrays that broadcast to `shape`."""
+    out = attention_leaves(shape)
     nodes = [node for e in (op.score, op.mask, op.weigh) for node in walk(e)]
     for node in nodes:
         if isinstance(node, Load):
             x = captured[node.slot]
             x = (x if x.ndim == 2 else x[None])[:, None]  # [B or 1, 1, T]
             value = x[..., :, None] if node.side == "q" else x[..., None, :]
-            out[node] = Dense(_cast(value, node.kind, real), 0.0, {node: 1.0} if node.kind is Kind.REAL else {})
+            out[node] = Dense(_cast(value, node.kind, real), 0.0, {node: (1.0, 0.0)} if node.kind is Kind.REAL else {})
     for node in nodes:
         if isinstance(node, Read):
             value = captured[node.slot][_indices(node, captured[node.slot], out)]
-            out[node] = Dense(_cast(value, node.kind, real), 0.0, {node: 1.0} if node.kind is Kind.REAL else {})
+            out[node] = Dense(_cast(value, node.kind, real), 0.0, {node: (1.0, 0.0)} if node.kind is Kind.REAL else {})
     return out
 
 
@@ -251,7 +287,7 @@ def _attention(
     leaves = _leaves(op, shape, captured, real)
     s = real.type(op.scale) * (qs @ ks.swapaxes(2, 3))
     size = abs(op.scale) * np.linalg.norm(qs, axis=3)[..., :, None] * np.linalg.norm(ks, axis=3)[..., None, :]
-    leaves[S] = Dense(s, size + np.abs(s), {S: 1.0})
+    leaves[S] = Dense(s, size + np.abs(s), {S: (1.0, 0.0)})
     score = evaluate(op.score, leaves, real)
     seen = np.broadcast_to(evaluate(op.mask, leaves, real).value, shape)
     z = np.broadcast_to(score.value, shape)
@@ -266,7 +302,9 @@ def _attention(
     # exp passes absolute errors on as relative ones, and the sum's error is shared by all weights of a row
     p_error = np.where(p > 0, p * (z_error + np.abs(z - base[..., None]) + 2), 0)
     p_error = p_error + p * p_error.sum(3)[..., None]
-    weigh = evaluate(op.weigh, {**leaves, S: Dense(z, z_error, {S: 1.0}), P: Dense(p, p_error, {P: 1.0})}, real)
+    weigh = evaluate(
+        op.weigh, {**leaves, S: Dense(z, z_error, {S: (1.0, 0.0)}), P: Dense(p, p_error, {P: (1.0, 0.0)})}, real
+    )
     weight = np.where(seen, weigh.value, 0).astype(real)
     weight_error = np.where(seen, weigh.error + np.zeros(shape), 0)
 
@@ -327,31 +365,36 @@ def _gradients(
     do = dout.astype(real).transpose(0, 2, 1, 3)
     dw = do @ vs.swapaxes(2, 3)
     dw_size = np.abs(do) @ np.abs(vs).swapaxes(2, 3)
-    dp = dw * f.weigh.slopes.get(P, 0.0)
+    by_p, by_p_error = f.weigh.slope(P, f.p)
+    by_s, by_s_error = f.weigh.slope(S, f.p)
+    dp = dw * by_p
     if op.weigh == P:  # the row sums of p dp are those of out dout
         delta = (do * f.out.transpose(0, 2, 1, 3)).sum(3)[..., None]
         jitter = store * np.sqrt((do**2 * f.out.transpose(0, 2, 1, 3) ** 2).sum(3))[..., None]
     else:
         delta = (f.p * dp).sum(3)[..., None]
         jitter = np.zeros_like(delta)
-    direct = dw * f.weigh.slopes.get(S, 0.0) * np.ones_like(f.p)
+    direct = dw * by_s
     dz = f.p * (dp - delta) + direct
     if dlse is not None:
         dz = dz + f.p * dlse.astype(real)[..., None]
     dz = np.where(f.seen, dz, 0).astype(real)
     steps = f.score.error + np.abs(f.z - np.where(f.seen, f.lse[..., None], 0)) + 4
-    dz_error = np.abs(dz) * steps + f.p * (dw_size + (f.p * dw_size).sum(3)[..., None]) + np.abs(direct) * steps
+    dp_size = dw_size * (np.abs(by_p) + by_p_error)
+    dz_error = np.abs(dz) * steps + f.p * (dp_size + (np.where(f.seen, f.p, 0) * dp_size).sum(3)[..., None])
+    dz_error = dz_error + dw_size * (np.abs(by_s) + by_s_error)
     p = np.where(f.seen, f.p, 0)
     dz_error = np.where(p > 0, dz_error, 0)
 
-    slope = f.score.slopes.get(S, 0.0) * np.ones_like(p)
+    slope, slope_error = f.score.slope(S, p)
+    ds_error = np.where(p > 0, dz_error * np.abs(slope) + np.abs(dz) * slope_error, 0)
     scale = abs(op.scale)
     ds = at.rounded(dz * slope)
     out: dict[int, Gradient] = {}
 
     dq = op.scale * (ds @ ks)
     kept = np.sqrt(scale**2 * ((dz * slope) ** 2 @ ks**2) + dq**2)
-    unit = store * kept + scale * (jitter * np.abs((p * slope) @ ks) + sums * ((dz_error * np.abs(slope)) @ np.abs(ks)))
+    unit = store * kept + scale * (jitter * np.abs((p * slope) @ ks) + sums * (ds_error @ np.abs(ks)))
     out[0] = Gradient(at.rounded(dq).transpose(0, 2, 1, 3), unit.transpose(0, 2, 1, 3))
 
     def joined(x: Array) -> Array:  # [B, H, M, D] -> [B, M, G, D], summed over the heads of a group
@@ -359,9 +402,9 @@ def _gradients(
         return np.asarray(x.reshape(b, groups, heads // groups, m, d).sum(2).transpose(0, 2, 1, 3))
 
     dk = joined(op.scale * (ds.swapaxes(2, 3) @ qs))
-    t_dz, t_p, t_error = ((x * slope).swapaxes(2, 3) for x in (dz, p * jitter, dz_error))
+    t_dz, t_p, t_error = (x.swapaxes(2, 3) for x in (dz * slope, p * jitter * slope, ds_error))
     kept = np.sqrt(joined(scale**2 * (t_dz**2 @ qs**2 + t_p**2 @ qs**2 / store**2)) + dk**2)
-    out[1] = Gradient(at.rounded(dk), store * kept + sums * scale * joined(np.abs(t_error) @ np.abs(qs)))
+    out[1] = Gradient(at.rounded(dk), store * kept + sums * scale * joined(t_error @ np.abs(qs)))
 
     weights = at.rounded(f.weight).swapaxes(2, 3)
     dv = joined(weights @ do)
@@ -372,10 +415,11 @@ def _gradients(
     leaves = _leaves(op, f.p.shape, captured, real)
     flows = ((f.score, dz, dz_error, p * jitter), (f.weigh, np.where(f.seen, dw, 0), dw_size, np.zeros_like(p)))
     for formula, flow, error, shared in flows:
-        for leaf, g in formula.slopes.items():
+        for leaf in formula.slopes:
             if isinstance(leaf, Load | Read):
+                g, g_error = formula.slope(leaf, p)
                 share = _Share(leaf, captured[leaf.slot], p.shape, leaves)
-                unit = share.unit(store * flow * g, sums * error * np.abs(g), shared * g)
+                unit = share.unit(store * flow * g, sums * (error * np.abs(g) + np.abs(flow) * g_error), shared * g)
                 nothing = np.zeros(captured[leaf.slot].shape)
                 found = out.get(3 + leaf.slot, Gradient(nothing, nothing))
                 out[3 + leaf.slot] = Gradient(found.value + share.sum(flow * g), found.unit + unit)

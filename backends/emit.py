@@ -1,0 +1,216 @@
+"""A program and a target turned into a function of parameters and inputs, with a report of every choice and its reasons.
+
+Shapes are bound when the function is traced, from the inputs' shapes. Each equation becomes a call of the first
+kernel that serves it, a `repeat` a `lax.scan` over its stacked parameters, so compile time does not grow with depth.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tfc.backends.binding import Bound, bind_call
+from tfc.backends.kernel import Kernel, Target
+from tfc.backends.reach import check_reach
+from tfc.backends.table import KERNELS, choose, known, named
+from tfc.diagnostics import Diagnostic, TfcError
+from tfc.ir.ops import Repeat
+from tfc.ir.program import Eqn, Program
+from tfc.ir.types import DType
+from tfc.ir.verify import verify
+from tfc.source import Span
+
+__all__ = ["Emitted", "Row", "emit"]
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One equation's kernel. Equations of a repeat's body appear once, with the number of turns.
+
+    within: label and count of each enclosing repeat, outermost first. count: how often a call runs it.
+    refusals: (kernel, reason) of those asked before. notes: what the kernel says of itself, and of its gradients.
+    """
+
+    eqn: Eqn
+    within: tuple[tuple[str, int], ...]
+    kernel: str
+    refusals: tuple[tuple[str, str], ...]
+    notes: Mapping[str, Any]
+
+    @property
+    def op(self) -> str:
+        return self.eqn.op.name
+
+    @property
+    def span(self) -> Span | None:
+        return self.eqn.span
+
+    @property
+    def site(self) -> str:
+        """`layer/%attn`: the enclosing repeats and the first value bound."""
+        return "/".join([*(label for label, _ in self.within), str(self.eqn.outs[0])])
+
+    @property
+    def count(self) -> int:
+        total = 1
+        for _, n in self.within:
+            total *= n
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A program for a target: call it, or ask what a call would run."""
+
+    program: Program
+    target: Target
+    implementation: str | None = None
+
+    def __call__(self, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The program's results.
+
+        params: arrays by path, stacked for the bodies of repeats. inputs: arrays by name, those with a default
+        may be missing. Differentiable in reverse; traceable under jit. Raises TfcError: E701 to E703 for inputs
+        that do not fit, E707 for a table too short for them, E812 where a kernel that was asked for refuses.
+        """
+        return self.run(params, bind_call(self.program, inputs))
+
+    def run(self, params: Mapping[str, Array], bound: Bound) -> tuple[Array, ...]:
+        """The results for inputs that `bind_call` has fitted to the program."""
+        check_reach(bound.program)
+        return _run(bound.program, self.target, self.implementation, params, bound.inputs)
+
+    def plan(self, lengths: Mapping[str, int]) -> tuple[Row, ...]:
+        """What a call with these lengths would run, in order, without running anything.
+
+        Raises TfcError (E702) where a length is missing.
+        """
+        bound = self.program.bind(lengths)
+        missing = sorted({n for i in bound.inputs for s in i.value.type.shape if not isinstance(s, int) for n in s.names})
+        if missing:
+            raise TfcError(Diagnostic("E702", f"a plan needs a number for {', '.join(missing)}"))
+        verify(bound)
+        return tuple(_rows(bound, self.target, self.implementation, ()))
+
+
+def emit(program: Program, target: Target, implementation: str | None = None) -> Emitted:
+    """The program for the target.
+
+    implementation: the kernel to use wherever an operation has one of that name; other operations choose for
+    themselves. Raises TfcError: E811 for a name that no kernel has, E813 where no operation of the program has it,
+    E814 for float64 that JAX was not told to enable.
+    """
+    known(implementation)
+    found = {type(e.op) for e in _equations(program)}
+    if implementation is not None and not any(named(op, implementation) for op in found):
+        serves = sorted(op.name for op, row in KERNELS.items() if any(k.name == implementation for k in row))
+        raise TfcError(
+            Diagnostic(
+                "E813",
+                f"nothing in {program.name} can use the implementation `{implementation}`",
+                help=f"it serves {', '.join(serves)}; the program has {', '.join(sorted(op.name for op in found))}",
+            )
+        )
+    wide = any(v.type.dtype is DType.F64 for e in _equations(program) for v in (*e.args, *e.outs))
+    if wide and not jax.config.jax_enable_x64:
+        raise TfcError(
+            Diagnostic("E814", f"{program.name} computes in f64", help="jax.config.update('jax_enable_x64', True)")
+        )
+    return Emitted(program, target, implementation)
+
+
+def _equations(program: Program) -> Iterator[Eqn]:
+    """Every equation that a kernel serves, those of bodies included."""
+    for eqn in program.eqns:
+        if isinstance(eqn.op, Repeat):
+            yield from _equations(eqn.op.body)
+        else:
+            yield eqn
+
+
+def _rows(
+    program: Program, target: Target, implementation: str | None, within: tuple[tuple[str, int], ...]
+) -> Iterator[Row]:
+    for eqn in program.eqns:
+        if isinstance(eqn.op, Repeat):
+            yield from _rows(eqn.op.body, target, implementation, (*within, (eqn.op.label, eqn.op.count)))
+            continue
+        choice = choose(eqn, target, implementation)
+        notes = dict(choice.kernel.notes(eqn, target)) if choice.kernel.notes else {}
+        if not choice.kernel.differentiable:
+            notes["gradients"] = "from the xla form"
+        yield Row(eqn=eqn, within=within, kernel=choice.kernel.name, refusals=choice.refusals, notes=notes)
+
+
+def _run(
+    program: Program,
+    target: Target,
+    implementation: str | None,
+    params: Mapping[str, Array],
+    inputs: Mapping[str, Array],
+) -> tuple[Array, ...]:
+    """The results of a bound program, equation by equation."""
+    values = dict(inputs)
+    for p in program.params:
+        values[p.value.name] = params[p.path] if p.trained else jax.lax.stop_gradient(params[p.path])
+    for eqn in program.eqns:
+        operands = [values[a.name] for a in eqn.args]
+        if isinstance(eqn.op, Repeat):
+            results = _scan(eqn.op, target, implementation, params, operands)
+        else:
+            kernel = choose(eqn, target, implementation).kernel
+            with jax.named_scope(eqn.op.name):
+                results = _callable(kernel, eqn, target)(*operands)
+        values.update((out.name, x) for out, x in zip(eqn.outs, results, strict=True))
+    return tuple(values[v.name] for v in program.results)
+
+
+def _scan(
+    op: Repeat, target: Target, implementation: str | None, params: Mapping[str, Array], operands: list[Array]
+) -> tuple[Array, ...]:
+    """The body, turn after turn; a turn sees its own slice of the stacked parameters."""
+    names = [i.value.name for i in op.body.inputs]
+    stacked = {s.path: params[s.path] for s in op.body.stored()}
+    invariants = operands[op.carries :]
+
+    def turn(carried: tuple[Array, ...], own: tuple[Array, Mapping[str, Array]]) -> tuple[tuple[Array, ...], None]:
+        index, slices = own
+        inputs = dict(zip(names, (index, *carried, *invariants), strict=True))
+        return _run(op.body, target, implementation, slices, inputs), None
+
+    with jax.named_scope(op.label):
+        turns = (jnp.arange(op.count, dtype=jnp.int32), stacked)
+        carried, _ = jax.lax.scan(turn, tuple(operands[: op.carries]), turns, length=op.count)
+    return carried
+
+
+def _callable(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:
+    """The kernel's function; one without derivatives takes those of the operation's xla form.
+
+    Such a function recomputes the xla form in the backward pass and keeps only its operands for it. Under vmap it
+    runs once for each element of the mapped axis: a kernel's grid is written for the axes that it knows.
+    """
+    forward = kernel.build(eqn, target)
+    if kernel.differentiable:
+        return forward
+    xla = named(type(eqn.op), "xla")
+    assert xla is not None, f"{eqn.op.name} has no xla form to differentiate"
+    form = xla.build(eqn, target)
+    mapped = jax.custom_batching.sequential_vmap(forward)
+
+    @jax.custom_vjp
+    def call(*operands: Array) -> tuple[Array, ...]:
+        return tuple(mapped(*operands))
+
+    def keep(*operands: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        return tuple(mapped(*operands)), operands
+
+    def back(operands: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(jax.vjp(form, *operands)[1](cotangents))
+
+    call.defvjp(keep, back)
+    return call

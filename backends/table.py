@@ -1,0 +1,89 @@
+"""An equation and a target turned into a kernel: which are asked, in which order, and what each one answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfc.backends.kernel import Kernel, Target
+from tfc.backends.pallas_gpu import attention as pallas_gpu_attention
+from tfc.backends.reference import program as reference
+from tfc.backends.xla import arrays, attention, cudnn, index, linear, rotate
+from tfc.diagnostics import Diagnostic, TfcError, closest
+from tfc.ir import ops
+from tfc.ir.ops import Op
+from tfc.ir.program import Eqn
+
+__all__ = ["IMPLEMENTATIONS", "KERNELS", "Choice", "choose", "known", "named"]
+
+_FASTER: Mapping[type[Op], tuple[Kernel, ...]] = {
+    # Each row is asked from left to right. tfc's own attention comes before cuDNN's: on Hopper it is the one that
+    # skips what a formula leaves out; cuDNN before jnp, which keeps all N x M scores in memory.
+    ops.Attention: (pallas_gpu_attention.KERNEL, cudnn.KERNEL, attention.KERNEL),
+    ops.FeedForward: (linear.FFN,),
+    ops.Linear: (linear.LINEAR,),
+    ops.Index: (index.INDEX,),
+    ops.Take: (index.TAKE,),
+    ops.Rotate: (rotate.KERNEL,),
+    **{op: (kernel,) for op, kernel in attention.KERNELS.items() if op is not ops.Attention},
+    **{op: (kernel,) for op, kernel in arrays.KERNELS.items()},
+}
+
+KERNELS: Mapping[type[Op], tuple[Kernel, ...]] = {
+    op: (*_FASTER.get(op, ()), reference.KERNELS[op]) for op in ops.OPS.values() if op is not ops.Repeat
+}
+"""Per operation, its kernels in the order asked; the reference is last and serves every target. A repeat is no
+kernel's work: `emit` makes a loop of it."""
+
+IMPLEMENTATIONS: tuple[str, ...] = tuple(dict.fromkeys(k.name for row in KERNELS.values() for k in row))
+"""What `implementation=` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A kernel, and the (name, reason) of each one that was asked before it."""
+
+    kernel: Kernel
+    refusals: tuple[tuple[str, str], ...] = ()
+
+
+def known(implementation: str | None) -> None:
+    """Raises TfcError (E811) unless some operation has a kernel of that name; None asks for no particular one."""
+    if implementation is None or implementation in IMPLEMENTATIONS:
+        return
+    like = closest(implementation, IMPLEMENTATIONS)
+    raise TfcError(
+        Diagnostic(
+            "E811",
+            f"there is no implementation `{implementation}`",
+            help=(f"did you mean `{like}`? " if like else "") + f"implementations are {', '.join(IMPLEMENTATIONS)}",
+        )
+    )
+
+
+def named(op: type[Op], implementation: str | None) -> Kernel | None:
+    """The operation's kernel of that name, if it has one."""
+    return next((k for k in KERNELS[op] if k.name == implementation), None)
+
+
+def choose(eqn: Eqn, target: Target, implementation: str | None = None) -> Choice:
+    """The first kernel that does not refuse; or the one of the name asked for, if the operation has one.
+
+    The equation's lengths are numbers. Raises TfcError (E812) where the kernel asked for refuses, or all do.
+    """
+    row = KERNELS[type(eqn.op)]
+    forced = named(type(eqn.op), implementation)
+    refusals: list[tuple[str, str]] = []
+    for kernel in (forced,) if forced else row:
+        reason = kernel.refuse(eqn, target)
+        if reason is None:
+            return Choice(kernel, tuple(refusals))
+        refusals.append((kernel.name, reason))
+    others = [k.name for k in row if k is not forced and k.refuse(eqn, target) is None] if forced else []
+    raise TfcError(
+        Diagnostic(
+            "E812",
+            f"{' nor '.join(name for name, _ in refusals)} cannot serve this {eqn.op.name} on {target.name}: "
+            + "; ".join(f"{name} {reason}" if not forced else reason for name, reason in refusals),
+            span=eqn.span,
+            help=f"{', '.join(others)} would serve" if others else "",
+        )
+    )

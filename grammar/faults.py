@@ -1,0 +1,475 @@
+"""A syntax error, as the parser met it -> a diagnostic that says what to change.
+
+Each rule below knows one way of going wrong. A rule that proposes an edit is believed only if the edit, tried out,
+moves the parser past the fault, so what a diagnostic proposes works; a rule without an edit looks closely first.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tfc.diagnostics import Diagnostic, Edit, Note, closest
+from tfc.grammar.build import BODIED, RESERVED, ROLES
+from tfc.grammar.scan import Scan, Token
+from tfc.source import Source, Span
+
+__all__ = ["Fault", "explain"]
+
+_LONGEST_TRIAL = 20_000
+"""Characters of an item beyond which edits are not tried out (and so not proposed)."""
+_OPERATORS = frozenset("+ - * / // % ^ == != < <= > >= and or not =".split())
+_OPENERS = {"(": ")", "[": "]", "{": "}"}
+_WORDS = (*sorted(RESERVED), *BODIED, *ROLES)
+_IN_BODIES = ("return", "repeat", "report")
+_AT_TOP = ("import", "names", "default")
+_ELSEWHERE = {  # words of other languages, and what stands in their place
+    "def": "`block name(x) { ... return y }` defines",
+    "fn": "`block name(x) { ... return y }` defines",
+    "func": "`block name(x) { ... return y }` defines",
+    "function": "`block name(x) { ... return y }` defines",
+    "class": "`block name(x) { ... return y }` defines",
+    "lambda": "a formula has no argument list: `score tilt = s - abs(q - k)`; a block has a name",
+    "for": "`repeat 12 as layer { ... }` repeats; an index equation, `y[i] = ...`, computes element by element",
+    "while": "`repeat 12 as layer { ... }` repeats",
+    "if": "`if(condition, then, otherwise)` is a function",
+    "elif": "`if(condition, then, otherwise)` is a function",
+    "else": "`if(condition, then, otherwise)` is a function",
+    "is": "`==` compares",
+    "in": "`or` joins the cases: `q.kind == 1 or q.kind == 2`",
+    "const": "`let name = value` names a value",
+    "var": "`let name = value` names a value",
+    "from": '`import "file.tfm" (name)` imports',
+    "end": "braces close with `}`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where the parser stopped, and what it could have gone on with, as a person would write it: "`(`", "a name"."""
+
+    at: int
+    expected: frozenset[str]
+
+
+Retry = Callable[[Source, str], int | None]
+"""Parses a text of items: None if all is well, else the offset of its first fault."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """The item around a fault, as tokens; `here` is the number of the token that did not fit (or their count)."""
+
+    scanned: Scan
+    fault: Fault
+    start: int
+    end: int
+    retry: Retry
+
+    @cached_property
+    def tokens(self) -> list[Token]:
+        return [t for t in self.scanned.tokens if self.start <= t.start < self.end]
+
+    @cached_property
+    def here(self) -> int:
+        return next((i for i, t in enumerate(self.tokens) if t.start >= self.fault.at), len(self.tokens))
+
+    def text(self, offset: int = 0) -> str:
+        """The token `offset` places from the fault, as written; an empty string beyond the item."""
+        i = self.here + offset
+        return self.tokens[i].text if 0 <= i < len(self.tokens) else ""
+
+    def is_name(self, offset: int) -> bool:
+        i = self.here + offset
+        return 0 <= i < len(self.tokens) and self.tokens[i].kind == "name" and self.tokens[i].text not in RESERVED
+
+    def token(self, offset: int = 0) -> Token:
+        return self.tokens[self.here + offset]
+
+    def span(self, token: Token) -> Span:
+        return Span(self.scanned.source, token.start, token.end)
+
+    @property
+    def place(self) -> Span:
+        """The token that did not fit; at the end of an item, the place after its last token."""
+        if self.here < len(self.tokens):
+            return self.span(self.token())
+        return self.after(self.tokens[-1]) if self.tokens else Span(self.scanned.source, self.start, self.start)
+
+    def after(self, token: Token) -> Span:
+        return Span(self.scanned.source, token.end, token.end)
+
+    @cached_property
+    def brackets(self) -> list[int]:
+        """Numbers of the tokens whose brackets are open at the fault, outermost first."""
+        stack: list[int] = []
+        for i, token in enumerate(self.tokens[: self.here]):
+            if token.kind == "bracket":
+                if token.text in _OPENERS:
+                    stack.append(i)
+                elif stack:
+                    stack.pop()
+        return stack
+
+    @property
+    def inside(self) -> str:
+        """The innermost bracket open at the fault, or an empty string."""
+        return self.tokens[self.brackets[-1]].text if self.brackets else ""
+
+    @cached_property
+    def line_start(self) -> int:
+        """The number of the first token on the fault's line, within the item."""
+        i = min(self.here, len(self.tokens) - 1)
+        while i > 0 and not self.tokens[i].first:
+            i -= 1
+        return max(i, 0)
+
+    def mends(self, edits: tuple[Edit, ...]) -> bool:
+        """Whether the item, so edited, parses beyond the fault's line."""
+        text = self.scanned.source.text
+        if self.end - self.start > _LONGEST_TRIAL:
+            return False
+        item, moved = text[self.start : self.end], 0
+        for edit in sorted(edits, key=lambda e: e.span.start, reverse=True):
+            a, b = edit.span.start - self.start, edit.span.end - self.start
+            if not 0 <= a <= b <= len(item):
+                return False
+            item = item[:a] + edit.text + item[b:]
+            moved += len(edit.text) - (b - a)
+        stopped = self.retry(self.scanned.source, item)
+        if stopped is None:
+            return True
+        line_end = text.find("\n", self.fault.at, self.end)
+        return line_end >= 0 and stopped + self.start - moved > line_end
+
+
+_Rule = Callable[[_Site], Iterator[Diagnostic]]
+
+
+def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> Diagnostic:
+    """What is wrong at `fault`, within the item text[start:end]."""
+    site = _Site(scanned, fault, start, end, retry)
+    for rule in _RULES:
+        for found in rule(site):
+            if not found.edits or site.mends(found.edits):
+                return found
+    return _unexpected(site)
+
+
+# ---- the rules, the most telling first
+
+
+def _missing_operand(site: _Site) -> Iterator[Diagnostic]:
+    """`x = a +` at the end of a line: the parser notices one line late, or at a closing bracket."""
+    candidates = [site.here] if site.here == len(site.tokens) or site.text() in (")", "]", "}", ",") else []
+    if site.tokens and site.tokens[site.line_start].first:
+        candidates.append(site.line_start)
+    if site.here < len(site.tokens) and site.text(-1) in _OPERATORS and site.text() in RESERVED - {"not"}:
+        candidates.append(site.here)
+    for i in candidates:
+        if i < 1 or site.tokens[i - 1].text not in _OPERATORS:
+            continue
+        operator = site.tokens[i - 1]
+        if operator.text == "=" and i < len(site.tokens) and site.here - i > 2:
+            continue  # the value stands on the next line, and something else is wrong with it
+        what = "the value after `=`" if operator.text == "=" else f"the right side of `{operator.text}`"
+        drop = "" if operator.text in ("=", "not") else f", or drop the `{operator.text}`"
+        help = f"write it{drop}"
+        yield Diagnostic(code="E111", message=f"{what} is missing", span=site.after(operator), help=help)
+
+
+def _slashes(site: _Site) -> Iterator[Diagnostic]:
+    """`// a comment`, on the line of the fault or the one before."""
+    for token in reversed(site.tokens[max(0, site.line_start - 40) : site.here + 1]):
+        if token.text == "//":
+            line = site.scanned.source.position(token.start)[0]
+            if site.scanned.source.position(min(site.fault.at, site.end))[0] - line > 1:
+                return
+            edits = (Edit(site.span(token), "#"),)
+            help = "a comment runs from `#` to the end of its line; `//` is division rounded down"
+            message = "`//` begins no comment"
+            yield Diagnostic(code="E104", message=message, span=site.span(token), help=help, edits=edits)
+
+
+def _misspelt(site: _Site) -> Iterator[Diagnostic]:
+    """`retrun x`, `modle m(..)`, `reapeat 3 as l`: a word near the fault that is almost one of the language."""
+    near = list(range(site.here, max(-1, site.here - 5), -1))
+    line = [i for i in range(site.line_start, min(site.here, site.line_start + 3))]
+    opening = [b - n for b in site.brackets for n in (2, 4) if b >= n]
+    for i in dict.fromkeys((*near, *line, *reversed(opening))):
+        if i >= len(site.tokens) or site.tokens[i].kind != "name":
+            continue
+        token = site.tokens[i]
+        if token.text in _WORDS or len(token.text) < 2:
+            continue
+        meant = _closest_word(token.text)
+        if meant:
+            span = site.span(token)
+            message = f"`{token.text}` is no word of the language"
+            help = f"did you mean `{meant}`?"
+            yield Diagnostic(code="E115", message=message, span=span, help=help, edits=(Edit(span, meant),))
+
+
+def _closest_word(text: str) -> str:
+    """The word of the language that `text` is a slip of: one letter more, less, other, or two swapped."""
+    lower = text.lower()
+    if lower in _WORDS:
+        return lower
+    meant = closest(lower, _WORDS)
+    return meant if meant and _slips(lower, meant) <= (1 if len(meant) < 5 else 2) else ""
+
+
+def _slips(a: str, b: str) -> int:
+    """Insertions, deletions, replacements and swaps of neighbours that make `b` of `a` (optimal string alignment)."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                best = min(best, rows[-2][j - 2] + 1)
+            row.append(best)
+        rows.append(row)
+    return rows[-1][-1]
+
+
+def _of_other_languages(site: _Site) -> Iterator[Diagnostic]:
+    for i in range(min(site.here, len(site.tokens) - 1), max(-1, site.line_start - 1, site.here - 12), -1):
+        token = site.tokens[i]
+        if token.kind != "name" or token.text not in _ELSEWHERE:
+            continue
+        called = i + 1 < len(site.tokens) and site.tokens[i + 1].start == token.end and site.tokens[i + 1].text == "("
+        named = i + 1 < len(site.tokens) and site.tokens[i + 1].text == "="
+        if called or named:
+            continue
+        span = site.span(token)
+        edits = (Edit(span, "=="),) if token.text == "is" else ()
+        message = f"`{token.text}` is no word of the language"
+        yield Diagnostic(code="E109", message=message, span=span, help=_ELSEWHERE[token.text], edits=edits)
+
+
+def _equals(site: _Site) -> Iterator[Diagnostic]:
+    """`=` for `==`, `==` or `:` for `=`."""
+    if not site.tokens or site.here >= len(site.tokens):
+        return
+    span = site.span(site.token())
+    if site.text() == "=":
+        help = "`==` compares, `=` gives a name its value"
+        yield Diagnostic(code="E112", message="`=` within a formula", span=span, help=help, edits=(Edit(span, "=="),))
+    if site.text() in ("==", ":") and site.is_name(-1):
+        help = f"write `{site.text(-1)} = ...`"
+        message = f"`{site.text()}` gives no name its value"
+        yield Diagnostic(code="E112", message=message, span=span, help=help, edits=(Edit(span, "="),))
+
+
+def _comma(site: _Site) -> Iterator[Diagnostic]:
+    """Commas between attributes or statements, after the last value of a `let`, missing between arguments."""
+    for i in range(site.here, max(-1, site.here - 5), -1):
+        if i >= len(site.tokens) or site.tokens[i].text != ",":
+            continue
+        span = site.span(site.tokens[i])
+        before = site.tokens[:i]
+        in_let = any(t.text == "let" for t in before[max(0, site.line_start - 60) :]) and site.inside in ("", "{")
+        if i == site.here:
+            message, help = "a comma between attributes or statements", "nothing stands between them"
+            if site.inside in ("(", "["):
+                message, help = "a comma without a value before it", "write the value, or drop the comma"
+        elif in_let:
+            message, help = "a comma after the last value of a `let`", "commas stand between the values only"
+        else:
+            message, help = "a comma too many", "drop it"
+        yield Diagnostic(code="E113", message=message, span=span, help=help, edits=(Edit(span, ""),))
+    if site.inside in ("(", "[") and 0 < site.here < len(site.tokens):
+        after = site.after(site.token(-1))
+        message = f"a comma is missing before `{_short(site.text())}`"
+        help = "values in brackets stand between commas"
+        yield Diagnostic(code="E113", message=message, span=site.place, help=help, edits=(Edit(after, ","),))
+
+
+def _loose_bracket(site: _Site) -> Iterator[Diagnostic]:
+    """`f (x)`, and statements that begin with a bracket."""
+    if site.here >= len(site.tokens) or site.text() not in ("(", "[") or site.here == 0:
+        return
+    before, bracket = site.token(-1), site.token()
+    if before.text == "}":
+        help = "name the changed component first: `f = base { ... }`, then `f(x)`"
+        message = "braces end a value"
+        yield Diagnostic(code="E114", message=message, span=site.place, help=help)
+        return
+    if not bracket.first and (before.kind == "name" or before.text in (")", "]")) and before.end < bracket.start:
+        gap = Span(site.scanned.source, before.end, bracket.start)
+        what = "call" if bracket.text == "(" else "subscript"
+        message = f"the bracket of a {what} touches what it follows"
+        help = f"write `{before.text}{bracket.text}`"
+        yield Diagnostic(code="E114", message=message, span=site.place, help=help, edits=(Edit(gap, ""),))
+    if bracket.first:
+        message = f"no statement begins with `{bracket.text}`"
+        help = "a statement names what it computes: `x = ...`; lines do not end statements"
+        yield Diagnostic(code="E114", message=message, span=site.place, help=help)
+
+
+def _misplaced(site: _Site) -> Iterator[Diagnostic]:
+    """Statements at the top of a file, items of a file inside a block, attributes where equations stand."""
+    text = site.text()
+    if text in _IN_BODIES and not site.brackets:
+        message = f"`{text}` outside a block"
+        help = "it stands in the body of a `block`, `model` or `repeat`"
+        yield Diagnostic(code="E116", message=message, span=site.place, help=help)
+    if site.here < len(site.tokens) and text in (*_IN_BODIES, "let", "param") and site.inside == "{":
+        opener = site.brackets[-1]
+        name = site.tokens[opener - 1] if opener > 1 else None
+        if name and name.kind == "name" and site.tokens[opener - 2].text in BODIED:
+            after = site.after(name)
+            help = f"write `{site.tokens[opener - 2].text} {name.text}() {{`"
+            message = f"the inputs of `{name.text}` are missing"
+            yield Diagnostic(code="E119", message=message, span=site.span(name), help=help, edits=(Edit(after, "()"),))
+    if text in _AT_TOP and site.brackets and not (site.text(-1) in _OPERATORS or site.text(1) == "="):
+        help = "it stands at the top of a file, outside all braces"
+        opener_token = site.tokens[site.brackets[-1]]
+        note = Note(f"this `{opener_token.text}` is open here", site.span(opener_token))
+        message = f"`{text}` inside brackets"
+        yield Diagnostic(code="E116", message=message, span=site.place, help=help, notes=(note,))
+    if not site.brackets and site.is_name(-1) and text in ("=", "["):
+        name = site.token(-1)
+        if text == "[" and site.token().start > name.end:
+            return
+        message = "an equation outside a block"
+        before = Span(site.scanned.source, name.start, name.start)
+        if text == "=":
+            help = f"a value of the file is `let {name.text} = ...`"
+            yield Diagnostic(
+                code="E116", message=message, span=site.span(name), help=help, edits=(Edit(before, "let "),)
+            )
+        help = "equations stand in the body of a `block` or `model`"
+        if name.first:
+            yield Diagnostic(code="E116", message=message, span=site.span(name), help=help)
+
+
+def _repeat_without_name(site: _Site) -> Iterator[Diagnostic]:
+    if site.text() != "{":
+        return
+    for i in range(site.here - 1, max(-1, site.here - 40), -1):
+        if site.tokens[i].text == "as":
+            return
+        if site.tokens[i].text == "repeat":
+            after = site.after(site.token(-1))
+            help = "the name is index and path of the turns: `repeat 12 as layer { ... }`"
+            message = "`repeat` without a name"
+            edits = (Edit(after, " as layer"),)
+            yield Diagnostic(code="E117", message=message, span=site.span(site.tokens[i]), help=help, edits=edits)
+            return
+
+
+def _reserved(site: _Site) -> Iterator[Diagnostic]:
+    """A keyword where a name is wanted: `param = 3`, `x = a + repeat`."""
+    for offset in (0, -1):
+        if site.text(offset) in RESERVED:
+            token = site.token(offset)
+            span = site.span(token)
+            message = f"`{token.text}` is a word of the language: it names nothing"
+            help = f"choose another name, `{token.text}_` for one"
+            yield Diagnostic(code="E108", message=message, span=span, help=help, edits=(Edit(span, f"{token.text}_"),))
+
+
+def _import_path(site: _Site) -> Iterator[Diagnostic]:
+    """`import llama`."""
+    if site.is_name(0) and site.text(-1) == "import":
+        span, last = site.place, site.here
+        tokens = site.tokens
+        while last + 2 < len(tokens) and tokens[last + 1].text in (".", "/") and not tokens[last + 2].first:
+            last += 2
+        path = site.scanned.source.text[span.start : site.tokens[last].end]
+        span = Span(site.scanned.source, span.start, site.tokens[last].end)
+        new = f'"{path}"' if path.endswith(".tfm") else f'"{path}.tfm"'
+        message, help = "the file to import is a string", f"write `import {new}`"
+        yield Diagnostic(code="E110", message=message, span=span, help=help, edits=(Edit(span, new),))
+
+
+def _documentation(site: _Site) -> Iterator[Diagnostic]:
+    """A string with nothing after it, or after what it describes."""
+    offset = -1 if site.here == len(site.tokens) or site.text() == "}" else 0
+    i = site.here + offset
+    if 0 <= i < len(site.tokens) and site.tokens[i].kind == "string" and (offset or site.inside in ("", "{")):
+        first = i
+        while first > 0 and site.tokens[first - 1].kind == "string":
+            first -= 1
+        edits = tuple(
+            Edit(site.span(t), f"# {t.text[1:-1]}" + ("" if _ends_line(site, t) else "\n"))
+            for t in site.tokens[first : i + 1]
+        )
+        help = "it stands before what it describes; a remark is a comment, `# ...`"
+        message = "a documentation that describes nothing"
+        yield Diagnostic(code="E118", message=message, span=site.span(site.tokens[i]), help=help, edits=edits)
+
+
+def _ends_line(site: _Site, token: Token) -> bool:
+    text = site.scanned.source.text
+    end = text.find("\n", token.end)
+    rest = text[token.end : end if end >= 0 else len(text)]
+    return not rest.strip() or rest.lstrip().startswith("#")
+
+
+def _block_shape(site: _Site) -> Iterator[Diagnostic]:
+    """`block f(x) = ...`, `block f(x): ...`, `block f x {`."""
+    if site.here == len(site.tokens) and site.here >= 2 and site.is_name(-1) and not site.inside:
+        kind, name = site.token(-2), site.token(-1)
+        if kind.kind == "name" and kind.text not in RESERVED:
+            forms = f"`{kind.text} {name.text} {{ ... }}` or `{kind.text} {name.text} = base`"
+            if kind.text in ROLES:
+                forms = f"`{kind.text} {name.text} = ...`"
+            elif kind.text in BODIED:
+                forms = f"`{kind.text} {name.text}(x) {{ ... return y }}`"
+            message = f"nothing is said of `{name.text}`"
+            yield Diagnostic(code="E119", message=message, span=site.span(name), help=f"write {forms}")
+
+
+def _unexpected(site: _Site) -> Diagnostic:
+    """What is left: what stands there, and what could."""
+    expected = _describe(site.fault.expected)
+    help = f"expected {expected}" if expected else ""
+    if site.here == len(site.tokens):
+        message, span = "the text ends too early", site.place
+    else:
+        message, span = f"unexpected `{_short(site.text())}`", site.place
+    return Diagnostic(code="E110", message=message, span=span, help=help)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+_VALUE = frozenset(("a name", "a number", "`[`", "`(`", "`-`"))
+_INFIX = frozenset(f"`{op}`" for op in _OPERATORS - {"not", "="})
+_STATEMENT = frozenset(("`let`", "`param`", "a name", "a string", "`repeat`", "`return`", "`report`"))
+_ITEM = frozenset(("`let`", "`param`", "a name", "a string", "`import`", "`names`", "`default`"))
+
+
+def _describe(expected: frozenset[str]) -> str:
+    """A short list of what could follow, groups by their names."""
+    left, parts = set(expected), []
+    for group, name in ((_STATEMENT, "a statement"), (_ITEM, "an item"), (_VALUE, "a value"), (_INFIX, "an operator")):
+        if group <= left:
+            left -= group | ({"`not`", "a string"} if group is _VALUE else set())
+            if group is _INFIX:
+                left -= {"`@`", "`.`"}
+            parts.append(name)
+    parts = sorted(left) + parts
+    if len(parts) > 6:
+        return ""
+    return " or ".join((", ".join(parts[:-1]), parts[-1]) if len(parts) > 1 else parts)
+
+
+_RULES: tuple[_Rule, ...] = (
+    _missing_operand,
+    _slashes,
+    _import_path,
+    _reserved,
+    _loose_bracket,
+    _misspelt,
+    _of_other_languages,
+    _repeat_without_name,
+    _misplaced,
+    _equals,
+    _comma,
+    _documentation,
+    _block_shape,
+)

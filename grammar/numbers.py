@@ -1,0 +1,181 @@
+"""Arithmetic that happens while compiling: numbers, sizes, booleans, lists; bounded, so that `2 ^ 10 ^ 9` is refused."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from tfc.formula.expr import INFIX
+from tfc.grammar.session import LIMITS, fail
+from tfc.grammar.values import Any_, Nothing, describe, is_number, is_static
+from tfc.ir.types import DType, Dim, Size
+from tfc.source import Span
+
+__all__ = ["LARGEST", "fold", "foldable", "whole"]
+
+LARGEST = 2**63 - 1
+"""The largest whole number: what an int of the language holds while compiling."""
+
+Number = int | float
+
+_REAL: Mapping[str, Callable[[float], float]] = {
+    "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "log1p": math.log1p, "tanh": math.tanh,
+    "erf": math.erf, "sin": math.sin, "cos": math.cos,
+    "rsqrt": lambda x: 1 / math.sqrt(x),
+    "exp2": lambda x: 2.0**x,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)),
+    "round": lambda x: float(round(x)),
+}  # fmt: skip
+_COMPARE: Mapping[str, Callable[[Number, Number], bool]] = {
+    "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+}  # fmt: skip
+
+
+def foldable(args: list[Any_]) -> bool:
+    """Whether all arguments are known while compiling."""
+    return all(is_static(a) for a in args)
+
+
+def fold(fn: str, args: list[Any_], span: Span) -> Any_:
+    """The primitive on values known while compiling."""
+    if fn == "where":
+        if not isinstance(args[0], bool):
+            fail("E301", f"`if` asks a boolean first, not {describe(args[0])}", span)
+        return args[1] if args[0] else args[2]
+    if fn in ("and", "or", "not"):
+        for a in args:
+            if not isinstance(a, bool):
+                fail("E301", f"`{fn}` takes booleans, not {describe(a)}", span)
+        return (args[0] and args[1]) if fn == "and" else (args[0] or args[1]) if fn == "or" else not args[0]
+    if fn in ("eq", "ne"):
+        return _equal(args[0], args[1], span) == (fn == "eq")
+    if any(isinstance(a, tuple) for a in args):
+        return _list(fn, args, span)
+    for a in args:
+        if not (is_number(a) or isinstance(a, Dim)):
+            fail("E305", f"`{_symbol(fn)}` takes numbers, not {describe(a)}", span)
+    if any(isinstance(a, Dim) for a in args):
+        return _size(fn, cast(list[Number | Dim], args), span)
+    return _number(fn, cast(list[Number], args), span)
+
+
+def _symbol(fn: str) -> str:
+    return INFIX[fn][0] if fn in INFIX else fn
+
+
+def _equal(a: Any_, b: Any_, span: Span) -> bool:
+    if isinstance(a, Dim) or isinstance(b, Dim):
+        if a == b:
+            return True
+        fail("E406", f"whether {a} equals {b} is known only when the model is called", span)
+    if is_number(a) and is_number(b):
+        return a == b
+    if type(a) is not type(b) and not any(isinstance(v, Nothing) for v in (a, b)):
+        return False
+    return a == b
+
+
+def _list(fn: str, args: list[Any_], span: Span) -> tuple[Any_, ...]:
+    match fn, args:
+        case "add", [tuple() as a, tuple() as b]:
+            length, made = len(a) + len(b), lambda: (*a, *b)
+        case "mul", [tuple() as a, int() as n] if not isinstance(n, bool):
+            length, made = len(a) * max(n, 0), lambda: a * n
+        case "mul", [int() as n, tuple() as a] if not isinstance(n, bool):
+            length, made = len(a) * max(n, 0), lambda: a * n
+        case _:
+            fail("E305", f"`{_symbol(fn)}` does not take {' and '.join(map(describe, args))}", span)
+    if length > LIMITS["list"]:
+        fail("E502", f"a list of {length} elements; at most {LIMITS['list']} are allowed", span)
+    return made()
+
+
+def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
+    """Arithmetic with a symbolic length."""
+    if all(isinstance(a, int | Dim) for a in args):
+        sizes = cast(list[Size], args)
+        match fn, sizes:
+            case "add", [a, b]:
+                return a + b
+            case "sub", [a, b]:
+                return a - b
+            case "mul", [a, b]:
+                return a * b
+            case "neg", [a]:
+                return -a
+            case ("div" | "floordiv"), [Dim() as a, int() as n] if n != 0:
+                if all(k % n == 0 for _, k in a.terms):
+                    return Dim(tuple((names, k // n) for names, k in a.terms))
+    shown = f" {_symbol(fn)} ".join(map(str, args)) if len(args) > 1 else f"{_symbol(fn)}({args[0]})"
+    fail(
+        "E406", f"`{shown}` is known only when the model is called", span,
+        help="lengths may be added, subtracted and multiplied; give a number, or an input of the model",
+    )  # fmt: skip
+
+
+def _number(fn: str, args: list[Number], span: Span) -> Any_:
+    for a in args:
+        if isinstance(a, int) and abs(a) > LARGEST:
+            fail("E501", f"a number of {a.bit_length()} bits; whole numbers go up to {LARGEST}", span)
+    try:
+        made = _compute(fn, args, span)
+    except (OverflowError, ValueError):
+        shown = ", ".join(map(str, args))
+        fail("E501", f"`{_symbol(fn)}` of {shown} is no number that can be held", span)
+    if isinstance(made, complex):
+        fail("E501", f"`{_symbol(fn)}` of {', '.join(map(str, args))} is no real number", span)
+    if isinstance(made, int) and not isinstance(made, bool) and abs(made) > LARGEST:
+        fail("E501", f"the result has {made.bit_length()} bits; whole numbers go up to {LARGEST}", span)
+    return made
+
+
+def _compute(fn: str, args: list[Number], span: Span) -> Any_:
+    match fn, args:
+        case "add", [a, b]:
+            return a + b
+        case "sub", [a, b]:
+            return a - b
+        case "mul", [a, b]:
+            return a * b
+        case "div", [a, b]:
+            if b == 0:
+                fail("E402", f"{a} is divided by zero", span)
+            exact = isinstance(a, int) and isinstance(b, int) and a % b == 0
+            return a // b if exact else a / b
+        case ("floordiv" | "mod"), [a, b]:
+            if not (isinstance(a, int) and isinstance(b, int)):
+                fail("E301", f"`{_symbol(fn)}` takes whole numbers, not {a} and {b}", span)
+            if b == 0:
+                return 0  # as the primitive says
+            return a // b if fn == "floordiv" else a % b
+        case "pow", [a, b]:
+            if isinstance(a, int) and isinstance(b, int) and b >= 0 and a.bit_length() * b > 4096:
+                fail("E501", f"{a} ^ {b} has about {a.bit_length() * b} bits; whole numbers go up to {LARGEST}", span)
+            if a == 0 and b < 0:
+                fail("E402", f"0 ^ {b} is a division by zero", span)
+            return a**b
+        case "neg", [a]:
+            return -a
+        case "min", [a, b]:
+            return min(a, b)
+        case "max", [a, b]:
+            return max(a, b)
+        case "abs", [a]:
+            return abs(a)
+        case "sign", [a]:
+            return -1 if a < 0 else 1
+        case "floor", [a]:
+            return math.floor(a)
+        case _, [a, b] if fn in _COMPARE:
+            return _COMPARE[fn](a, b)
+    return _REAL[fn](float(args[0]))
+
+
+def whole(value: Any_, what: str, span: Span) -> Size:
+    """A size: a whole number or a symbolic length. Complains about anything else."""
+    if isinstance(value, Dim) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, float):
+        fail("E402", f"{what} is {value}, not a whole number", span)
+    if isinstance(value, DType):
+        fail("E402", f"{what} is the type {value}, not a size", span)
+    fail("E402", f"{what} is {describe(value)}, not a size", span)

@@ -1,0 +1,69 @@
+"""A program -> the same without equations, carries and operands of loops that no result depends on."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tfc.ir.ops import Repeat
+from tfc.ir.param_map import Expr, ParamMap, Source
+from tfc.ir.program import Eqn, Program, Value
+from tfc.passes.base import Contract, Note, Rewritten
+
+__all__ = ["DeadCode"]
+
+
+@dataclass(frozen=True)
+class DeadCode:
+    """y = f(x), with y unread  ->  nothing
+
+    Exact. Equations that no result depends on go, in bodies too; a loop keeps only the carries and operands that the
+    carries read after it depend on. A parameter that nothing reads leaves the program and stays in the tree of
+    parameters, so that the way back is complete.
+    """
+
+    name: ClassVar[str] = "dead-code"
+    contract: ClassVar[Contract] = Contract.EXACT
+
+    def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
+        alive = _alive(program, program.results)
+        unread = {p.path for p in program.stored()} - {p.path for p in alive.stored()}
+        same: dict[str, Expr] = {path: Source(path) for path in sorted(unread)}
+        notes = [Note(f"{self.name}:{path}", "nothing reads it; it is kept, unused", held=False) for path in same]
+        return Rewritten(alive, ParamMap(same, same, kept=frozenset(unread)), notes)
+
+
+def _alive(program: Program, wanted: Collection[Value]) -> Program:
+    """The program with the equations and parameters that `wanted` (its results, or some) depend on."""
+    read = set(wanted)
+    eqns: list[Eqn] = []
+    for eqn in reversed(program.eqns):
+        if read.isdisjoint(eqn.outs):
+            continue
+        if isinstance(eqn.op, Repeat):
+            eqn = _loop(eqn, eqn.op, read)
+        read.update(eqn.args)
+        eqns.append(eqn)
+    params = tuple(p for p in program.params if p.value in read)
+    return replace(program, params=params, eqns=tuple(reversed(eqns)))
+
+
+def _loop(eqn: Eqn, op: Repeat, read: Collection[Value]) -> Eqn:
+    """The loop with the carries that are read after it, and those that they depend on from turn to turn."""
+    index, *inputs = op.body.inputs
+    carried = {n for n, out in enumerate(eqn.outs) if out in read}
+    while True:
+        results = [op.body.results[n] for n in sorted(carried)]
+        body = _alive(op.body, results)
+        inside = {arg for e in body.eqns for arg in e.args} | set(results)
+        more = {n for n in range(op.carries) if inputs[n].value in inside} - carried
+        if not more:
+            break
+        carried |= more
+    keep = [n for n, i in enumerate(inputs) if n in carried or (n >= op.carries and i.value in inside)]
+    body = replace(body, inputs=(index, *(inputs[n] for n in keep)), results=tuple(results))
+    return Eqn(
+        tuple(eqn.outs[n] for n in sorted(carried)),
+        replace(op, body=body, carries=len(carried)),
+        tuple(eqn.args[n] for n in keep),
+        eqn.span,
+    )

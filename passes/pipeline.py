@@ -1,0 +1,86 @@
+"""The passes in their order, each neighbour with its reason; a program through all of them, verified after each."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tfc.diagnostics import Diagnostic, TfcError, closest
+from tfc.ir.param_map import IDENTITY, ParamMap
+from tfc.ir.program import Program
+from tfc.ir.verify import verify
+from tfc.passes.base import Note, Pass
+from tfc.passes.fuse_attention import FuseAttention
+from tfc.passes.merge_projections import MergeProjections
+
+__all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "run"]
+
+DEFAULT: tuple[Pass, ...] = (
+    FuseAttention(),
+    MergeProjections(),
+)
+
+BY_NAME = {p.name: p for p in DEFAULT}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The program after one pass, and what the pass had to say."""
+
+    name: str
+    program: Program
+    notes: Sequence[Note] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """stages: `lower` (the program given), then one a pass. map: from the given program's parameters to the last's."""
+
+    stages: tuple[Stage, ...]
+    map: ParamMap
+
+    @property
+    def program(self) -> Program:
+        return self.stages[-1].program
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        return tuple(note for stage in self.stages for note in stage.notes)
+
+    def after(self, name: str) -> Program:
+        """The program after the (last) pass of that name, or `lower`. Raises TfcError where none ran."""
+        for stage in reversed(self.stages):
+            if stage.name == name:
+                return stage.program
+        raise _no_pass(name, [stage.name for stage in self.stages])
+
+
+def choose(names: Iterable[str]) -> tuple[Pass, ...]:
+    """Passes by name, in the order given. Raises TfcError for a name that no pass has."""
+    out: list[Pass] = []
+    for name in names:
+        if name not in BY_NAME:
+            raise _no_pass(name, BY_NAME)
+        out.append(BY_NAME[name])
+    return tuple(out)
+
+
+def _no_pass(name: str, known: Iterable[str]) -> TfcError:
+    names = list(known)
+    near = closest(name, names)
+    hint = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
+    return TfcError(Diagnostic("E810", f"no pass is called `{name}`", help=hint))
+
+
+def run(program: Program, passes: Sequence[Pass] = DEFAULT, hold: frozenset[str] = frozenset()) -> Result:
+    """The program through the passes. Raises IRError, with the pass named, where one breaks an invariant.
+
+    hold: sites (`Note.site`, `NonZero.site`) that the passes leave as they are.
+    """
+    verify(program, after="lowering")
+    stages, total = [Stage("lower", program)], IDENTITY
+    for step in passes:
+        done = step(program, hold)
+        verify(done.program, after=step.name)
+        total = total.then(done.map)
+        program = done.program
+        stages.append(Stage(step.name, program, tuple(done.notes)))
+    return Result(tuple(stages), total)
