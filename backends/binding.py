@@ -12,7 +12,7 @@ from tfc.ir.program import Input, Program
 from tfc.ir.types import Dim, DType, Size, TensorType, bind
 from tfc.ir.verify import verify
 
-__all__ = ["Bound", "bind_call", "shown"]
+__all__ = ["Bound", "bind_call", "lengths_of", "shown"]
 
 Array = jax.Array
 
@@ -32,6 +32,17 @@ def shown(x: Array) -> str:
     if jnp.issubdtype(x.dtype, jnp.integer):
         words[x.dtype.name] = DType.I32
     return f"{words.get(x.dtype.name, x.dtype.name)}[{', '.join(map(str, x.shape))}]"
+
+
+def lengths_of(program: Program, given: Mapping[str, Array]) -> dict[str, int]:
+    """The named lengths that the arrays' shapes fix by themselves, whether or not everything fits."""
+    out: dict[str, int] = {}
+    for i in program.inputs:
+        x = given.get(i.value.name)
+        if x is not None and x.ndim == i.value.type.rank:
+            sizes = zip(i.value.type.shape, x.shape, strict=True)
+            out |= {str(size): n for size, n in sizes if isinstance(size, Dim) and size == Dim.named(str(size))}
+    return out
 
 
 def bind_call(program: Program, given: Mapping[str, Array]) -> Bound:

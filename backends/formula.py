@@ -149,11 +149,14 @@ class Tile:
     leaves: Mapping[Expr, Placed]
     forms: Forms = field(default_factory=lambda: MOSAIC_GPU)
 
-    def spread(self, x: Placed) -> Array:
-        """The value for every score of the tile."""
-        if x.axes == (0, 1):
+    def spread(self, x: Placed, axes: tuple[int, ...] = (0, 1)) -> Array:
+        """The value along `axes`, which contain its own: for every score of the tile, or every row or column."""
+        if x.axes == axes:
             return x.value
-        return lax.broadcast_in_dim(x.value, self.shape, x.axes)
+        at = tuple(axes.index(a) for a in x.axes)
+        if x.value.dtype == jnp.bool_:  # Mosaic GPU's layout inference gives up on spread booleans
+            return self.spread(Placed(x.value.astype(jnp.int32), x.axes), axes) != 0
+        return lax.broadcast_in_dim(x.value, tuple(self.shape[a] for a in axes), at)
 
     def evaluate(self, expr: Expr) -> Placed:
         """The formula's value, placed along the axes that it depends on."""
@@ -176,8 +179,7 @@ class Tile:
         axes = tuple(sorted({a for p in placed for a in p.axes}))
         values = []
         for p, k in zip(placed, kinds, strict=True):
-            # scalars broadcast by themselves; a row or a column only where the other axis joins it
-            value = p.value if p.axes in ((), axes) else self.spread(p)
+            value = self.spread(p, axes)
             values.append(value if k is Kind.BOOL else value.astype(DTYPES[wide]))
         return Placed(self.forms[fn](*values), axes)
 

@@ -7,6 +7,7 @@ that an input gives (token ids), of which `indexed` says which table they index,
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from tfc.ir.program import Eqn, Program, Value
 from tfc.ir.types import DType
 
 __all__ = ["Indexed", "check_reach", "indexed"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 1 << 22
 """Elements of an index array that are still worth computing when lengths are bound."""
@@ -78,7 +81,7 @@ def check_reach(program: Program) -> None:
         raise TfcError(*faults)
 
 
-def _reach(program: Program, constants: Mapping[Value, jax.Array], outer: Mapping[Value, str]) -> Iterator[Diagnostic]:
+def _reach(program: Program, constants: Mapping[Value, Array], outer: Mapping[Value, str]) -> Iterator[Diagnostic]:
     """Index arrays that depend on lengths alone are computed, and compared with the tables they index."""
     fixed, titles = dict(constants), _titles(program, outer)
     for eqn in program.eqns:
@@ -108,13 +111,14 @@ def _reach(program: Program, constants: Mapping[Value, jax.Array], outer: Mappin
         _compute(eqn, fixed)
 
 
-def _compute(eqn: Eqn, fixed: dict[Value, jax.Array]) -> None:
+def _compute(eqn: Eqn, fixed: dict[Value, Array]) -> None:
     """Enters an integer result whose operands are all known."""
     if isinstance(eqn.op, Repeat) or len(eqn.outs) != 1 or eqn.out.type.dtype is not DType.I32:
         return
     if all(a in fixed for a in eqn.args) and math.prod(eqn.out.type.ints) <= LARGEST:
         with jax.ensure_compile_time_eval():
-            (fixed[eqn.out],) = define(eqn.op, jnp.float32, *(fixed[a] for a in eqn.args))
+            (found,) = define(eqn.op, jnp.float32, *(jnp.asarray(fixed[a]) for a in eqn.args))
+            fixed[eqn.out] = np.asarray(found)
 
 
 def _beyond(eqn: Eqn, title: str, rows: int, index: int) -> Diagnostic:

@@ -7,17 +7,17 @@ from tfc.diagnostics import Note
 from tfc.formula.expr import INFIX, PRIMITIVES, Apply, Const, Expr, FormulaError, Kind, Read, Var, kind_of
 from tfc.grammar.numbers import fold, foldable
 from tfc.grammar.session import LIMITS, Frame, fail
-from tfc.grammar.values import Any_, Formula, Tensor, describe, is_number
+from tfc.grammar.values import Meaning, Formula, Tensor, describe, is_number
 from tfc.ir.ops import Elementwise, promote
 from tfc.ir.types import DType, Dim
 from tfc.source import Span
 
 __all__ = ["combine", "formula_of", "leaf", "merge_fields", "operate", "tensor_of"]
 
-Operand = tuple[Any_, Span]
+Operand = tuple[Meaning, Span]
 
 
-def operate(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) -> Any_:
+def operate(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) -> Meaning:
     """`fn` of the operands, whatever they are."""
     values = [v for v, _ in operands]
     if foldable(values):
@@ -36,7 +36,7 @@ def leaf(expr: Expr, kind: Kind | None, span: Span, frame: Frame) -> Formula:
     return Formula(expr, kind, span)
 
 
-def formula_of(value: Any_, span: Span, frame: Frame) -> Formula:
+def formula_of(value: Meaning, span: Span, frame: Frame) -> Formula:
     """A value as a formula: numbers are constants, tensors without axes are read."""
     match value:
         case Formula():
@@ -124,7 +124,7 @@ def kind_given(fn: str, args: Sequence[Formula], span: Span, frame: Frame) -> Ki
 # ---- tensors
 
 
-def tensor_of(value: Any_, span: Span, frame: Frame, dtype: DType | None = None) -> Tensor:
+def tensor_of(value: Meaning, span: Span, frame: Frame, dtype: DType | None = None) -> Tensor:
     """A value as a tensor; a number becomes a constant of the given element type."""
     match value:
         case Tensor():

@@ -120,7 +120,10 @@ class Attribute(Expr):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscript(Expr):
-    """`slope[h]`, `int[B, T]`, and the head of a reducer, `sum[c]`. The bracket touches what it follows."""
+    """`slope[h]`, `int[B, T]`, and the head of a reducer, `sum[c]`. The bracket touches what it follows.
+
+    The first index may be `..`, a Name of that id: all the axes before the others.
+    """
 
     value: Expr
     indices: tuple[Expr, ...]
@@ -253,7 +256,7 @@ class Block(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equation(Item):
-    """`x = f(x)`, or an index equation `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])` (indices not None)."""
+    """`x = f(x)`, or an index equation `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])` (indices not None, the first perhaps `..`)."""
 
     target: str
     indices: tuple[str, ...] | None

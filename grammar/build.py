@@ -1,7 +1,7 @@
 """What the LALR parser reduces -> nodes of `ast.py`, bottom-up while it parses, so that depth costs no recursion.
 
 A method per rule of `tfm.lark`, given the rule's tokens and nodes in order (all tokens are kept). Faults that the
-grammar lets pass (reserved words, an ill-shaped declaration) are collected in `faults`.
+grammar lets pass (`True`, an ill-shaped declaration) are collected in `faults`.
 """
 
 from collections.abc import Iterable
@@ -9,22 +9,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
-from tfc.diagnostics import Diagnostic, Edit, closest
+from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
+from tfc.grammar.words import BODIED, FOREIGN, ROLES, meant, short
 from tfc.source import Source, Span
 
-__all__ = ["BODIED", "FOREIGN", "MAX_NESTING", "RESERVED", "ROLES", "Builder", "too_deep"]
+__all__ = ["MAX_NESTING", "Builder", "too_deep"]
 
-ROLES = ("mask", "score", "weigh", "position", "feature", "decay")
-"""Kinds whose declarations are formulas."""
-BODIED = ("block", "model")
-"""Kinds whose declarations may have a body."""
-RESERVED = frozenset(
-    ("and", "as", "default", "import", "let", "names", "not", "or", "param", "repeat", "report", "return")
-)
-"""The words that name nothing. All others, those that open an item among them, are free."""
-FOREIGN = {"True": "yes", "False": "no", "true": "yes", "false": "no", "None": "none", "null": "none", "nil": "none"}
-"""Constants of other languages -> ours."""
 NUMBER_DIGITS = 60
 MAX_NESTING = 100
 """Nodes within nodes: whoever walks a tree by recursion, a few frames a node, stays below Python's limit of 1000."""
@@ -73,13 +64,9 @@ class Builder:
         self.faults.append(Diagnostic(code=code, message=message, span=span, help=help, edits=edits))
 
     def _word(self, token: _Token) -> str:
-        """The text of a NAME; a fault if it may name nothing."""
+        """The text of a NAME; a fault if it is a constant of another language."""
         text = str(token)
-        if text in RESERVED:
-            span = self._at(token)
-            message = f"`{text}` is a word of the language: it names nothing"
-            self._fault("E108", message, span, f"choose another name, `{text}_` for one", Edit(span, f"{text}_"))
-        elif text in FOREIGN:
+        if text in FOREIGN:
             span, ours = self._at(token), FOREIGN[text]
             self._fault("E109", f"`{text}` is written `{ours}` here", span, f"write `{ours}`", Edit(span, ours))
         return text
@@ -132,7 +119,7 @@ class Builder:
 
     def import_from(self, children: list[Any]) -> ast.Import:
         alias = next((self._word(b) for a, b in pairwise(children) if a == "as"), None)
-        opened = next((i for i, c in enumerate(children) if c == "(" and c.type != "STRING"), len(children))
+        opened = next((i for i, c in enumerate(children) if str(c) == "("), len(children))
         return ast.Import(
             path=self._string(children[1]), alias=alias, names=self._words(children[opened:]), span=self._span(children)
         )
@@ -175,15 +162,27 @@ class Builder:
 
     # ---- declarations: the kind decides what shape is right
 
+    def _wrong_kind(self, kind: _Token, right: Iterable[str], message: str, help: str) -> None:
+        """A fault: the shape is that of a kind in `right`, and perhaps one of them was meant."""
+        word, span = str(kind), self._at(kind)
+        slip = "" if word in ROLES or word in BODIED else meant(word, right)
+        if slip:
+            self._fault(
+                "E115", f"`{short(word)}` is no word of the language", span, f"did you mean `{slip}`?", Edit(span, slip)
+            )
+        else:
+            self._fault("E119", message, span, help)
+
     def component(self, children: list[Any]) -> ast.Declaration:
         kind, name, settings = children
         word = str(kind)
         after = Span(self.source, name.end_pos, name.end_pos)
         if word in ROLES:
-            help = f"write `{word} {name} = ...`"
+            help = f"write `{word} {short(str(name))} = ...`"
             self._fault("E119", f"{_a(word)} is a formula, not a component with attributes", self._at(kind), help)
         elif word in BODIED:
-            help = f"write `{word} {name}() {{ ... }}`, or derive it: `{word} {name} = base {{ ... }}`"
+            shown = f"{word} {short(str(name))}"
+            help = f"write `{shown}() {{ ... }}`, or derive it: `{shown} = base {{ ... }}`"
             self._fault("E119", f"{_a(word)} has inputs", self._at(name), help, Edit(after, "()"))
         return ast.Declaration(
             kind=self._word(kind), name=self._word(name), base=None, changes=settings.items, span=self._span(children)
@@ -196,36 +195,29 @@ class Builder:
             return ast.Role(role=word, name=self._word(name), inputs=(), formula=value, span=span)
         base, changes = (value.base, value.changes) if isinstance(value, ast.Derived) else (value, ())
         if isinstance(base, (ast.Number, ast.Text, ast.List, ast.Unary, ast.Binary, ast.Compare)):
-            meant = closest(word, ("let", "param", "report", *ROLES))
-            edits = (Edit(self._at(kind), meant),) if meant else ()
-            help = f"did you mean `{meant}`?" if meant else f"a value is declared by `let {name} = ...`"
-            message = f"`{word} {name} = ...` declares a component, and this value is none"
-            self._fault("E115" if meant else "E119", message, self._at(kind), help, *edits)
+            help = f"a value is declared by `let {short(str(name))} = ...`"
+            message = f"`{short(word)} {short(str(name))} = ...` declares a component, and this value is none"
+            self._wrong_kind(kind, ("let", "param", "report", *ROLES), message, help)
         return ast.Declaration(kind=word, name=self._word(name), base=base, changes=changes, span=span)
 
     def role(self, children: list[Any]) -> ast.Role:
         kind, name, inputs, _, value = children
         word = self._word(kind)
         if word not in ROLES:
-            meant = "" if word in BODIED else closest(word, ROLES)
-            edits = (Edit(self._at(kind), meant),) if meant else ()
-            help = f"did you mean `{meant}`?" if meant else "formulas are: " + ", ".join(ROLES)
+            help = "with inputs: a `block`, or a formula: " + ", ".join(f"`{role}`" for role in ROLES)
             if word in BODIED:
                 help = f"the body of {_a(word)} stands between braces and ends in `return`"
-            message = f"a `{word}` takes no inputs and a formula"
-            self._fault("E115" if meant else "E119", message, self._at(kind), help, *edits)
+            self._wrong_kind(kind, ROLES, f"{_a(word)} is no formula with inputs", help)
         return ast.Role(role=word, name=self._word(name), inputs=inputs.items, formula=value, span=self._span(children))
 
     def block(self, children: list[Any]) -> ast.Block:
         kind, name, inputs, body = children
         word = self._word(kind)
         if word not in BODIED:
-            meant = "" if word in ROLES else closest(word, BODIED)
-            edits = (Edit(self._at(kind), meant),) if meant else ()
-            help = f"did you mean `{meant}`?" if meant else "equations stand in a `block` or a `model`"
+            help = "equations stand in a `block` or a `model`"
             if word in ROLES:
-                help = f"{_a(word)} is a formula: `{word} {name}(...) = ...`"
-            self._fault("E115" if meant else "E119", f"a `{word}` has no body", self._at(kind), help, *edits)
+                help = f"{_a(word)} is a formula: `{word} {short(str(name))}(...) = ...`"
+            self._wrong_kind(kind, BODIED, f"{_a(word)} has no body", help)
         return ast.Block(
             kind=word, name=self._word(name), inputs=inputs.items, body=body.items, span=self._span(children)
         )
@@ -249,6 +241,8 @@ class Builder:
 
     def index_equation(self, children: list[Any]) -> ast.Equation:
         target, *indices = self._words(children[:-1])
+        if str(children[2]) == "..":
+            indices.insert(0, "..")
         return ast.Equation(target=target, indices=tuple(indices), value=children[-1], span=self._span(children))
 
     def repeat(self, children: list[Any]) -> ast.Repeat:
@@ -335,6 +329,9 @@ class Builder:
     def name(self, children: list[Any]) -> ast.Name:
         return ast.Name(id=self._word(children[0]), span=self._at(children[0]))
 
+    def leading(self, children: list[Any]) -> ast.Name:
+        return ast.Name(id="..", span=self._at(children[0]))
+
     def group(self, children: list[Any]) -> ast.Expr:
         inner = children[1]
         object.__setattr__(inner, "span", self._span(children))  # parentheses leave no node, only a wider place
@@ -364,7 +361,7 @@ class Builder:
 
 
 def _a(word: str) -> str:
-    return f"a `{word}`"
+    return f"a `{short(word)}`"
 
 
 def too_deep(module: ast.Module) -> Span | None:

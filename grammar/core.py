@@ -10,7 +10,7 @@ from tfc.grammar.algebra import merge_fields, tensor_of
 from tfc.grammar.attend import attend
 from tfc.grammar.numbers import whole
 from tfc.grammar.session import Frame, fail
-from tfc.grammar.values import Any_, Given, Tensor, describe
+from tfc.grammar.values import Meaning, Given, Tensor, describe
 from tfc.ir.ops import Concat, Op, Reduction, Reshape, Take
 from tfc.ir.program import Init
 from tfc.ir.types import DType
@@ -18,7 +18,7 @@ from tfc.source import Span
 
 __all__ = ["FUNCTIONS", "NOT_BUILT", "Function", "call"]
 
-Arguments = Mapping[str, Any_]
+Arguments = Mapping[str, Meaning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Function:
 
     name: str
     inputs: tuple[str, ...]
-    run: Callable[["Call"], Any_]
+    run: Callable[["Call"], Meaning]
     doc: str
     many: bool = False
     open: bool = False
@@ -67,7 +67,7 @@ class Call:
 
 def call(
     function: Function, positional: Sequence[Given], named: Mapping[str, Given], node: ast.Call, frame: Frame
-) -> Any_:
+) -> Meaning:
     """Bind the arguments and run."""
     inputs = [n.rstrip("?") for n in function.inputs]
     if len(positional) > len(inputs) and not function.many:
@@ -106,7 +106,7 @@ def _unknown_input(name: str, value: Given, function: Function, inputs: Sequence
 # ---- one function each
 
 
-def _reduce(c: Call) -> Any_:
+def _reduce(c: Call) -> Meaning:
     x = c.tensor("x")
     if not x.type.shape:
         fail("E401", f"`{c.function.name}` of {x.type}, which has no axis", c.frame.at(c.span))
@@ -117,14 +117,14 @@ def _reduce(c: Call) -> Any_:
     return c.emit(Reduction(fn=c.function.name), (x,), x.fields)
 
 
-def _size(c: Call) -> Any_:
+def _size(c: Call) -> Meaning:
     x = c.tensor("x")
     if not x.type.shape:
         fail("E401", f"`size` of {x.type}, which has no axis", c.frame.at(c.span))
     return x.type.last
 
 
-def _split(c: Call) -> Any_:
+def _split(c: Call) -> Meaning:
     x, given = c.tensor("x"), c.given["heads"]
     why = c.frame.blame(given.node)
     heads = whole(given.value, "the number of heads", why)
@@ -143,19 +143,19 @@ def _split(c: Call) -> Any_:
     return Tensor(made.value, made.home, why, made.fields)
 
 
-def _join(c: Call) -> Any_:
+def _join(c: Call) -> Meaning:
     x = c.tensor("x")
     if x.type.rank < 2:
         fail("E401", f"`join` merges the last two axes; `{c.given['x'].span.text}` is {x.type}", c.frame.at(c.span))
     return c.emit(Reshape(shape=(*x.type.shape[:-2], x.type.shape[-2] * x.type.shape[-1])), (x,), x.fields)
 
 
-def _take(c: Call) -> Any_:
+def _take(c: Call) -> Meaning:
     table, ids = c.tensor("table"), c.tensor("ids")
     return c.emit(Take(), (table, ids), ids.fields)
 
 
-def _concat(c: Call) -> Any_:
+def _concat(c: Call) -> Meaning:
     parts = []
     for given in c.rest:
         if not isinstance(given.value, Tensor):
@@ -174,7 +174,7 @@ def _concat(c: Call) -> Any_:
     return c.emit(Concat(), tuple(parts), fields)
 
 
-def _tag(c: Call) -> Any_:
+def _tag(c: Call) -> Meaning:
     """The same tensor with more fields; no operation."""
     x, fields = c.tensor("x"), dict(c.tensor("x").fields)
     for name, given in c.extra.items():
@@ -190,14 +190,14 @@ def _tag(c: Call) -> Any_:
     return Tensor(x.value, x.home, x.span, fields)
 
 
-def _normal(c: Call) -> Any_:
+def _normal(c: Call) -> Meaning:
     std = c.given["std"].value
     if not isinstance(std, int | float) or isinstance(std, bool) or std < 0:
         fail("E305", f"`normal` takes a standard deviation, not {describe(std)}", c.frame.at(c.given["std"].span))
     return Init("normal", float(std))
 
 
-def _attend(c: Call) -> Any_:
+def _attend(c: Call) -> Meaning:
     options = {n: g for n, g in c.given.items() if n not in ("q", "k", "v")}
     return attend(c.tensor("q"), c.tensor("k"), c.tensor("v"), options, c.node, c.frame)
 

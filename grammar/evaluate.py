@@ -12,7 +12,7 @@ from tfc.grammar.segments import segments
 from tfc.grammar.session import LIMITS, Frame, fail, refuse
 from tfc.grammar.values import (
     NOTHING,
-    Any_,
+    Meaning,
     Builtin,
     Change,
     Component,
@@ -36,7 +36,7 @@ _COMPARE = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"
 _REDUCERS = ("sum", "mean", "max", "min", "any", "all")
 
 
-def evaluate(node: ast.Expr, frame: Frame) -> Any_:
+def evaluate(node: ast.Expr, frame: Frame) -> Meaning:
     """What the expression means in this frame. Raises Failed, or Poisoned after an earlier complaint."""
     match node:
         case ast.Number(value=value) | ast.Text(value=value):
@@ -65,7 +65,7 @@ def evaluate(node: ast.Expr, frame: Frame) -> Any_:
     raise AssertionError(f"no meaning for {type(node).__name__}")
 
 
-def operand(node: ast.Expr, frame: Frame) -> Any_:
+def operand(node: ast.Expr, frame: Frame) -> Meaning:
     """The value of an operand; a role without inputs stands for its formula."""
     value = evaluate(node, frame)
     return role_formula(value, (), node.span, frame) if isinstance(value, RoleRef) else value
@@ -74,7 +74,7 @@ def operand(node: ast.Expr, frame: Frame) -> Any_:
 # ---- names
 
 
-def _name(node: ast.Name, frame: Frame) -> Any_:
+def _name(node: ast.Name, frame: Frame) -> Meaning:
     if node.id in frame.indices:
         return leaf(frame.indices[node.id], Kind.INT, node.span, frame)
     if node.id in frame.bound:
@@ -106,7 +106,7 @@ def implicit(node: ast.Name, frame: Frame) -> Formula:
     refuse(f"`{node.id}` in formulas", frame.at(node.span))
 
 
-def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Any_, ...]:
+def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Meaning, ...]:
     if len(items) > LIMITS["list"]:
         fail("E502", f"a list of {len(items)} elements; at most {LIMITS['list']} are allowed", node.span)
     values = tuple(evaluate(item, frame) for item in items)
@@ -119,7 +119,7 @@ def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Any_
 # ---- operators
 
 
-def _binary(node: ast.Binary, frame: Frame) -> Any_:
+def _binary(node: ast.Binary, frame: Frame) -> Meaning:
     """A chain `a + b + c` is folded from the left without recursion."""
     spine: list[ast.Binary] = []
     at: ast.Expr = node
@@ -133,10 +133,10 @@ def _binary(node: ast.Binary, frame: Frame) -> Any_:
     return value
 
 
-def _compare(node: ast.Compare, frame: Frame) -> Any_:
+def _compare(node: ast.Compare, frame: Frame) -> Meaning:
     """`a <= b < c` is `a <= b and b < c`, b evaluated once."""
     left, left_span = operand(node.first, frame), node.first.span
-    made: Any_ = None
+    made: Meaning = None
     for op, right_node in node.rest:
         right = operand(right_node, frame)
         span = left_span.to(right_node.span)
@@ -149,7 +149,7 @@ def _compare(node: ast.Compare, frame: Frame) -> Any_:
 # ---- attributes and elements
 
 
-def _attribute(node: ast.Attribute, frame: Frame) -> Any_:
+def _attribute(node: ast.Attribute, frame: Frame) -> Meaning:
     """`q.segment` in a formula, `x.segment` of a tensor, `words.weight` of a declared component, `file.name`."""
     if isinstance(node.value, ast.Name) and frame.role and node.value.id in {"q", "k"} & IMPLICIT[frame.role]:
         if node.value.id not in frame.bound:
@@ -174,7 +174,7 @@ def _attribute(node: ast.Attribute, frame: Frame) -> Any_:
     fail("E305", f"{describe(owner)} has no `.{node.name}`", node.span)
 
 
-def _owner(node: ast.Expr, frame: Frame) -> Any_ | Place:
+def _owner(node: ast.Expr, frame: Frame) -> Meaning | Place:
     """What stands before the point; a component declared in a body, and what is inside it, is its place."""
     if isinstance(node, ast.Attribute):
         owner = _owner(node.value, frame)
@@ -206,7 +206,7 @@ def _did_you_mean(near: str) -> str:
     return f"did you mean `{near}`?" if near else ""
 
 
-def _subscript(node: ast.Subscript, frame: Frame) -> Any_:
+def _subscript(node: ast.Subscript, frame: Frame) -> Meaning:
     base = evaluate(node.value, frame)
     if isinstance(base, Formula) and isinstance(base.expr, Field):
         refuse("a field with axes of its own, read by a formula,", node.span)
@@ -249,7 +249,7 @@ def is_ellipsis(node: ast.Expr) -> bool:
     return isinstance(node, ast.Name) and node.id == ".."
 
 
-def _element(base: tuple[Any_, ...], node: ast.Subscript, frame: Frame) -> Any_:
+def _element(base: tuple[Meaning, ...], node: ast.Subscript, frame: Frame) -> Meaning:
     at = evaluate(node.indices[0], frame)
     if len(node.indices) != 1 or not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(base):
         fail("E305", f"`{node.span.text}`: a list of {len(base)} has elements 0 to {len(base) - 1}", node.span)
@@ -259,7 +259,7 @@ def _element(base: tuple[Any_, ...], node: ast.Subscript, frame: Frame) -> Any_:
 # ---- calls
 
 
-def _call(node: ast.Call, frame: Frame) -> Any_:
+def _call(node: ast.Call, frame: Frame) -> Meaning:
     callee, label = node.callee, None
     if isinstance(callee, ast.Label):
         label, callee = callee.label, callee.value
@@ -278,7 +278,7 @@ def _call(node: ast.Call, frame: Frame) -> Any_:
     fail("E305", f"`{callee.span.text}` is {describe(value)}; it cannot be called", frame.at(callee.span))
 
 
-def _callee(node: ast.Expr, frame: Frame) -> Any_:
+def _callee(node: ast.Expr, frame: Frame) -> Meaning:
     """What is called: unlike elsewhere, the name of a role does not stand for its formula."""
     if isinstance(node, ast.Name) and node.id not in frame.bound:
         value = frame.scope.find(node.id)
@@ -289,7 +289,7 @@ def _callee(node: ast.Expr, frame: Frame) -> Any_:
     return evaluate(node, frame)
 
 
-def _builtin(name: str, node: ast.Call, frame: Frame) -> Any_:
+def _builtin(name: str, node: ast.Call, frame: Frame) -> Meaning:
     if name == "if":
         return _choose(node, frame)
     function = core.FUNCTIONS.get(name)
@@ -311,7 +311,7 @@ def _builtin(name: str, node: ast.Call, frame: Frame) -> Any_:
     return core.call(function, positional, named, node, frame)
 
 
-def _primitive(name: str, node: ast.Call, frame: Frame) -> Any_:
+def _primitive(name: str, node: ast.Call, frame: Frame) -> Meaning:
     arity = PRIMITIVES[name].arity
     named = next((a for a in node.arguments if a.name), None)
     if named:
@@ -321,7 +321,7 @@ def _primitive(name: str, node: ast.Call, frame: Frame) -> Any_:
     return operate(name, [(operand(a.value, frame), a.value.span) for a in node.arguments], node.span, frame)
 
 
-def _choose(node: ast.Call, frame: Frame) -> Any_:
+def _choose(node: ast.Call, frame: Frame) -> Meaning:
     """`if(c, a, b)`: where c is known while compiling, the other side is not even looked at."""
     if len(node.arguments) != 3 or any(a.name for a in node.arguments):
         fail("E207", f"`if` takes a condition and two values, not {len(node.arguments)} arguments", node.span)
@@ -362,7 +362,7 @@ def _reduce(callee: ast.Subscript, node: ast.Call, frame: Frame) -> Formula:
 # ---- roles
 
 
-def argument(name: str, node: ast.Expr, frame: Frame) -> Any_:
+def argument(name: str, node: ast.Expr, frame: Frame) -> Meaning:
     """The value of an input or attribute: what is called like a role is a formula of that role."""
     if name not in ROLES:
         return evaluate(node, frame)
@@ -370,7 +370,7 @@ def argument(name: str, node: ast.Expr, frame: Frame) -> Any_:
     return checked_role(name, operand(node, inner), node, frame)
 
 
-def checked_role(role: str, value: Any_, node: ast.Expr, frame: Frame) -> Any_:
+def checked_role(role: str, value: Meaning, node: ast.Expr, frame: Frame) -> Meaning:
     """The value, where it can be a formula of that role."""
     kind: Kind | None = None
     match value:
@@ -399,7 +399,7 @@ def checked_role(role: str, value: Any_, node: ast.Expr, frame: Frame) -> Any_:
     return value
 
 
-def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, frame: Frame) -> Any_:
+def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, frame: Frame) -> Meaning:
     """A role's formula with its inputs filled in; implicit variables may be bound by name."""
     decl, role = ref.decl, ref.decl.role
     frame.session.count("calls", frame.at(span))
@@ -442,11 +442,11 @@ def enter(decl: ast.Role | ast.Block, span: Span, frame: Frame) -> tuple[ast.Rol
 
 def _role_arguments(
     ref: RoleRef, arguments: Sequence[ast.Argument], frame: Frame
-) -> tuple[dict[str, tuple[Any_, Span]], dict[str, Any_]]:
+) -> tuple[dict[str, tuple[Meaning, Span]], dict[str, Meaning]]:
     """(inputs by name, implicit variables bound by name)."""
     decl = ref.decl
-    given: dict[str, tuple[Any_, Span]] = {}
-    bound: dict[str, Any_] = {}
+    given: dict[str, tuple[Meaning, Span]] = {}
+    bound: dict[str, Meaning] = {}
     inputs = [i.name for i in decl.inputs]
     position = 0
     for arg in arguments:
@@ -473,7 +473,7 @@ def _role_arguments(
 # ---- derivation
 
 
-def derive(base: Any_, changes: Sequence[ast.Setting], span: Span, frame: Frame) -> Component:
+def derive(base: Meaning, changes: Sequence[ast.Setting], span: Span, frame: Frame) -> Component:
     """A copy of a component with changes; their values see the scope they are written in."""
     if not isinstance(base, Component):
         fail("E305", f"`{span.text}`: {describe(base)} cannot be derived from", frame.at(span))

@@ -4,13 +4,14 @@ Each rule below knows one way of going wrong. A rule that proposes an edit is be
 moves the parser past the fault, so what a diagnostic proposes works; a rule without an edit looks closely first.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tfc.diagnostics import Diagnostic, Edit, Note, closest
-from tfc.grammar.build import BODIED, RESERVED, ROLES
-from tfc.grammar.scan import Scan, Token
+from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.grammar.scan import IN_BODIES, Scan, Token
+from tfc.grammar.words import BODIED, RESERVED, ROLES, WORDS, meant, short
 from tfc.source import Source, Span
 
 __all__ = ["Fault", "explain"]
@@ -19,8 +20,6 @@ _LONGEST_TRIAL = 20_000
 """Characters of an item beyond which edits are not tried out (and so not proposed)."""
 _OPERATORS = frozenset("+ - * / // % ^ == != < <= > >= and or not =".split())
 _OPENERS = {"(": ")", "[": "]", "{": "}"}
-_WORDS = (*sorted(RESERVED), *BODIED, *ROLES)
-_IN_BODIES = ("return", "repeat", "report")
 _AT_TOP = ("import", "names", "default")
 _ELSEWHERE = {  # words of other languages, and what stands in their place
     "def": "`block name(x) { ... return y }` defines",
@@ -138,11 +137,14 @@ class _Site:
         stopped = self.retry(self.scanned.source, item)
         if stopped is None:
             return True
+        if stopped >= len(item.rstrip()):
+            return False  # it only moved the fault to the end
         line_end = text.find("\n", self.fault.at, self.end)
         return line_end >= 0 and stopped + self.start - moved > line_end
 
 
 _Rule = Callable[[_Site], Iterator[Diagnostic]]
+"""Yields guesses, the best first."""
 
 
 def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> Diagnostic:
@@ -155,6 +157,23 @@ def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> 
     return _unexpected(site)
 
 
+def close(scanned: Scan, fault: Diagnostic, bounds: Sequence[int], retry: Retry) -> Diagnostic:
+    """A bracket without its partner, its edit replaced by one that works, or dropped."""
+    if fault.span is None or not fault.edits:
+        return fault
+    item = max(0, bisect_right(bounds, fault.span.start) - 1)
+    start, end = bounds[item], max(bounds[min(item + 1, len(bounds) - 1)], fault.edits[0].span.end)
+    site = _Site(scanned, Fault(at=fault.span.start, expected=frozenset()), start, end, retry)
+    closer = _OPENERS.get(fault.span.text)
+    line = fault.span.line
+    tries = [fault.edits]
+    if closer in (")", "]"):
+        on_line = [t for t in site.tokens if t.start > fault.span.start and site.span(t).line == line]
+        tries += [(Edit(site.after(t), closer),) for t in on_line]
+    edits = next((edits for edits in tries if site.mends(edits)), ())
+    return replace(fault, edits=edits)
+
+
 # ---- the rules, the most telling first
 
 
@@ -163,8 +182,6 @@ def _missing_operand(site: _Site) -> Iterator[Diagnostic]:
     candidates = [site.here] if site.here == len(site.tokens) or site.text() in (")", "]", "}", ",") else []
     if site.tokens and site.tokens[site.line_start].first:
         candidates.append(site.line_start)
-    if site.here < len(site.tokens) and site.text(-1) in _OPERATORS and site.text() in RESERVED - {"not"}:
-        candidates.append(site.here)
     for i in candidates:
         if i < 1 or site.tokens[i - 1].text not in _OPERATORS:
             continue
@@ -199,41 +216,19 @@ def _misspelt(site: _Site) -> Iterator[Diagnostic]:
         if i >= len(site.tokens) or site.tokens[i].kind != "name":
             continue
         token = site.tokens[i]
-        if token.text in _WORDS or len(token.text) < 2:
+        if token.text in WORDS or len(token.text) < 2:
             continue
-        meant = _closest_word(token.text)
-        if meant:
-            span = site.span(token)
-            message = f"`{token.text}` is no word of the language"
-            help = f"did you mean `{meant}`?"
-            yield Diagnostic(code="E115", message=message, span=span, help=help, edits=(Edit(span, meant),))
-
-
-def _closest_word(text: str) -> str:
-    """The word of the language that `text` is a slip of: one letter more, less, other, or two swapped."""
-    lower = text.lower()
-    if lower in _WORDS:
-        return lower
-    meant = closest(lower, _WORDS)
-    return meant if meant and _slips(lower, meant) <= (1 if len(meant) < 5 else 2) else ""
-
-
-def _slips(a: str, b: str) -> int:
-    """Insertions, deletions, replacements and swaps of neighbours that make `b` of `a` (optimal string alignment)."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
+        expected = [word for word in WORDS if f"`{word}`" in site.fault.expected] if i == site.here else []
+        for words in (expected, WORDS):
+            if word := meant(token.text, words):
+                span = site.span(token)
+                message = f"`{token.text}` is no word of the language"
+                help = f"did you mean `{word}`?"
+                yield Diagnostic(code="E115", message=message, span=span, help=help, edits=(Edit(span, word),))
 
 
 def _of_other_languages(site: _Site) -> Iterator[Diagnostic]:
-    for i in range(min(site.here, len(site.tokens) - 1), max(-1, site.line_start - 1, site.here - 12), -1):
+    for i in range(max(site.line_start, site.here - 12), min(site.here + 1, len(site.tokens))):
         token = site.tokens[i]
         if token.kind != "name" or token.text not in _ELSEWHERE:
             continue
@@ -255,14 +250,24 @@ def _equals(site: _Site) -> Iterator[Diagnostic]:
     if site.text() == "=":
         help = "`==` compares, `=` gives a name its value"
         yield Diagnostic(code="E112", message="`=` within a formula", span=span, help=help, edits=(Edit(span, "=="),))
-    if site.text() in ("==", ":") and site.is_name(-1):
-        help = f"write `{site.text(-1)} = ...`"
+    if site.text() in ("==", ":") and site.here > 0:
+        help = f"write `{short(site.text(-1))} = ...`"
         message = f"`{site.text()}` gives no name its value"
         yield Diagnostic(code="E112", message=message, span=span, help=help, edits=(Edit(span, "="),))
+    if site.text() == ":" and site.inside == "[":
+        help = "a subscript holds one index for each dimension; a part of a tensor is an index equation"
+        yield Diagnostic(code="E110", message="a range in a subscript", span=span, help=help)
+    if site.text() == ":" and site.inside == "{" and site.is_name(-1):
+        help = "inputs of a block carry types, equations do not"
+        yield Diagnostic(code="E110", message=f"a type for `{site.text(-1)}`", span=span, help=help)
 
 
 def _comma(site: _Site) -> Iterator[Diagnostic]:
     """Commas between attributes or statements, after the last value of a `let`, missing between arguments."""
+    if site.text() == "," and site.inside == "{":
+        edits = tuple(Edit(site.span(t), "") for t in _same_level(site, ","))
+        message, help = "a comma between attributes or statements", "nothing stands between them"
+        yield Diagnostic(code="E113", message=message, span=site.place, help=help, edits=edits)
     for i in range(site.here, max(-1, site.here - 5), -1):
         if i >= len(site.tokens) or site.tokens[i].text != ",":
             continue
@@ -280,9 +285,20 @@ def _comma(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E113", message=message, span=span, help=help, edits=(Edit(span, ""),))
     if site.inside in ("(", "[") and 0 < site.here < len(site.tokens):
         after = site.after(site.token(-1))
-        message = f"a comma is missing before `{_short(site.text())}`"
+        message = f"a comma is missing before `{short(site.text())}`"
         help = "values in brackets stand between commas"
         yield Diagnostic(code="E113", message=message, span=site.place, help=help, edits=(Edit(after, ","),))
+
+
+def _same_level(site: _Site, text: str) -> Iterator[Token]:
+    """The tokens `text` from the fault on that stand directly in the brackets of the fault."""
+    depth = 0
+    for token in site.tokens[site.here :]:
+        depth += (token.text in _OPENERS) - (token.text in _OPENERS.values())
+        if depth < 0:
+            return
+        if depth == 0 and token.text == text:
+            yield token
 
 
 def _loose_bracket(site: _Site) -> Iterator[Diagnostic]:
@@ -310,17 +326,17 @@ def _loose_bracket(site: _Site) -> Iterator[Diagnostic]:
 def _misplaced(site: _Site) -> Iterator[Diagnostic]:
     """Statements at the top of a file, items of a file inside a block, attributes where equations stand."""
     text = site.text()
-    if text in _IN_BODIES and not site.brackets:
+    if text in IN_BODIES and not site.brackets and site.text(1) != "=" and site.text(-1) not in _OPERATORS:
         message = f"`{text}` outside a block"
         help = "it stands in the body of a `block`, `model` or `repeat`"
         yield Diagnostic(code="E116", message=message, span=site.place, help=help)
-    if site.here < len(site.tokens) and text in (*_IN_BODIES, "let", "param") and site.inside == "{":
+    if site.here < len(site.tokens) and text in (*IN_BODIES, "let", "param") and site.inside == "{":
         opener = site.brackets[-1]
         name = site.tokens[opener - 1] if opener > 1 else None
         if name and name.kind == "name" and site.tokens[opener - 2].text in BODIED:
             after = site.after(name)
-            help = f"write `{site.tokens[opener - 2].text} {name.text}() {{`"
-            message = f"the inputs of `{name.text}` are missing"
+            help = f"write `{site.tokens[opener - 2].text} {short(name.text)}() {{`"
+            message = f"the inputs of `{short(name.text)}` are missing"
             yield Diagnostic(code="E119", message=message, span=site.span(name), help=help, edits=(Edit(after, "()"),))
     if text in _AT_TOP and site.brackets and not (site.text(-1) in _OPERATORS or site.text(1) == "="):
         help = "it stands at the top of a file, outside all braces"
@@ -335,7 +351,7 @@ def _misplaced(site: _Site) -> Iterator[Diagnostic]:
         message = "an equation outside a block"
         before = Span(site.scanned.source, name.start, name.start)
         if text == "=":
-            help = f"a value of the file is `let {name.text} = ...`"
+            help = f"a value of the file is `let {short(name.text)} = ...`"
             yield Diagnostic(
                 code="E116", message=message, span=site.span(name), help=help, edits=(Edit(before, "let "),)
             )
@@ -359,8 +375,16 @@ def _repeat_without_name(site: _Site) -> Iterator[Diagnostic]:
             return
 
 
+def _loose_braces(site: _Site) -> Iterator[Diagnostic]:
+    """`return base { .. }`, `base { .. } + 1`."""
+    if site.text() == "{" and (site.is_name(-1) or site.text(-1) in (")", "]")):
+        message = "braces in the middle of an expression"
+        help = "they follow a whole value: right of `=`, in arguments, in lists; name the changed component first"
+        yield Diagnostic(code="E114", message=message, span=site.place, help=help)
+
+
 def _reserved(site: _Site) -> Iterator[Diagnostic]:
-    """A keyword where a name is wanted: `param = 3`, `x = a + repeat`."""
+    """A keyword where a name is wanted: `x = a + repeat`; `param = 3`, where the next token shows it."""
     for offset in (0, -1):
         if site.text(offset) in RESERVED:
             token = site.token(offset)
@@ -368,6 +392,12 @@ def _reserved(site: _Site) -> Iterator[Diagnostic]:
             message = f"`{token.text}` is a word of the language: it names nothing"
             help = f"choose another name, `{token.text}_` for one"
             yield Diagnostic(code="E108", message=message, span=span, help=help, edits=(Edit(span, f"{token.text}_"),))
+
+
+def _reserved_within(site: _Site) -> Iterator[Diagnostic]:
+    """The same, where no statement or item could begin and the keyword can have no other sense."""
+    if "`let`" not in site.fault.expected:
+        yield from _reserved(site)
 
 
 def _import_path(site: _Site) -> Iterator[Diagnostic]:
@@ -413,12 +443,12 @@ def _block_shape(site: _Site) -> Iterator[Diagnostic]:
     if site.here == len(site.tokens) and site.here >= 2 and site.is_name(-1) and not site.inside:
         kind, name = site.token(-2), site.token(-1)
         if kind.kind == "name" and kind.text not in RESERVED:
-            forms = f"`{kind.text} {name.text} {{ ... }}` or `{kind.text} {name.text} = base`"
+            forms = f"`{kind.text} {short(name.text)} {{ ... }}` or `{kind.text} {short(name.text)} = base`"
             if kind.text in ROLES:
-                forms = f"`{kind.text} {name.text} = ...`"
+                forms = f"`{kind.text} {short(name.text)} = ...`"
             elif kind.text in BODIED:
-                forms = f"`{kind.text} {name.text}(x) {{ ... return y }}`"
-            message = f"nothing is said of `{name.text}`"
+                forms = f"`{kind.text} {short(name.text)}(x) {{ ... return y }}`"
+            message = f"nothing is said of `{short(name.text)}`"
             yield Diagnostic(code="E119", message=message, span=site.span(name), help=f"write {forms}")
 
 
@@ -429,12 +459,8 @@ def _unexpected(site: _Site) -> Diagnostic:
     if site.here == len(site.tokens):
         message, span = "the text ends too early", site.place
     else:
-        message, span = f"unexpected `{_short(site.text())}`", site.place
+        message, span = f"unexpected `{short(site.text())}`", site.place
     return Diagnostic(code="E110", message=message, span=span, help=help)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 _VALUE = frozenset(("a name", "a number", "`[`", "`(`", "`-`"))
@@ -462,14 +488,16 @@ _RULES: tuple[_Rule, ...] = (
     _missing_operand,
     _slashes,
     _import_path,
+    _reserved_within,
+    _misplaced,
     _reserved,
     _loose_bracket,
     _misspelt,
     _of_other_languages,
     _repeat_without_name,
-    _misplaced,
     _equals,
     _comma,
+    _loose_braces,
     _documentation,
     _block_shape,
 )

@@ -6,7 +6,7 @@ from typing import cast
 
 from tfc.formula.expr import INFIX
 from tfc.grammar.session import LIMITS, fail
-from tfc.grammar.values import Any_, Nothing, describe, is_number, is_static
+from tfc.grammar.values import Meaning, Nothing, describe, is_number, is_static
 from tfc.ir.types import DType, Dim, Size
 from tfc.source import Span
 
@@ -30,12 +30,12 @@ _COMPARE: Mapping[str, Callable[[Number, Number], bool]] = {
 }  # fmt: skip
 
 
-def foldable(args: list[Any_]) -> bool:
+def foldable(args: list[Meaning]) -> bool:
     """Whether all arguments are known while compiling."""
     return all(is_static(a) for a in args)
 
 
-def fold(fn: str, args: list[Any_], span: Span) -> Any_:
+def fold(fn: str, args: list[Meaning], span: Span) -> Meaning:
     """The primitive on values known while compiling."""
     if fn == "where":
         if not isinstance(args[0], bool):
@@ -62,7 +62,7 @@ def _symbol(fn: str) -> str:
     return INFIX[fn][0] if fn in INFIX else fn
 
 
-def _equal(a: Any_, b: Any_, span: Span) -> bool:
+def _equal(a: Meaning, b: Meaning, span: Span) -> bool:
     if isinstance(a, Dim) or isinstance(b, Dim):
         if a == b:
             return True
@@ -74,7 +74,7 @@ def _equal(a: Any_, b: Any_, span: Span) -> bool:
     return a == b
 
 
-def _list(fn: str, args: list[Any_], span: Span) -> tuple[Any_, ...]:
+def _list(fn: str, args: list[Meaning], span: Span) -> tuple[Meaning, ...]:
     match fn, args:
         case "add", [tuple() as a, tuple() as b]:
             length, made = len(a) + len(b), lambda: (*a, *b)
@@ -112,7 +112,7 @@ def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
     )  # fmt: skip
 
 
-def _number(fn: str, args: list[Number], span: Span) -> Any_:
+def _number(fn: str, args: list[Number], span: Span) -> Meaning:
     for a in args:
         if isinstance(a, int) and abs(a) > LARGEST:
             fail("E501", f"a number of {a.bit_length()} bits; whole numbers go up to {LARGEST}", span)
@@ -128,7 +128,7 @@ def _number(fn: str, args: list[Number], span: Span) -> Any_:
     return made
 
 
-def _compute(fn: str, args: list[Number], span: Span) -> Any_:
+def _compute(fn: str, args: list[Number], span: Span) -> Meaning:
     match fn, args:
         case "add", [a, b]:
             return a + b
@@ -170,7 +170,7 @@ def _compute(fn: str, args: list[Number], span: Span) -> Any_:
     return _REAL[fn](float(args[0]))
 
 
-def whole(value: Any_, what: str, span: Span) -> Size:
+def whole(value: Meaning, what: str, span: Span) -> Size:
     """A size: a whole number or a symbolic length. Complains about anything else."""
     if isinstance(value, Dim) or (isinstance(value, int) and not isinstance(value, bool)):
         return value

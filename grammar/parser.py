@@ -18,7 +18,7 @@ import lark
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
 from tfc.grammar.build import MAX_NESTING, Builder, too_deep
-from tfc.grammar.faults import Fault, explain
+from tfc.grammar.faults import Fault, close, explain
 from tfc.grammar.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
 from tfc.source import Source, Span
 
@@ -68,7 +68,7 @@ def parse(source: Source) -> tuple[ast.Module | None, list[Diagnostic]]:
 
     Places refer to the text with its line ends made `\\n`. Raises nothing.
     """
-    text = _one_line_end(source.text)
+    text = _one_line_end(source.text.removeprefix("\ufeff"))
     if text is not source.text:
         source = Source(source.name, text)
     if found := check_characters(source):
@@ -80,7 +80,9 @@ def parse(source: Source) -> tuple[ast.Module | None, list[Diagnostic]]:
         module, found, error = _run(scanned, 0, len(text), "module")
         if error is None:
             return _finish(scanned, module, found)
-    return None, _recover(scanned)
+        if error.at > scanned.tokens[1].start:
+            return None, _recover(scanned, (found, error))
+    return None, _recover(scanned, None)
 
 
 def _finish(scanned: Scan, module: Any, found: list[Diagnostic]) -> tuple[ast.Module | None, list[Diagnostic]]:
@@ -100,8 +102,11 @@ def _in_order(found: list[Diagnostic]) -> list[Diagnostic]:
 # ---- several errors in one run
 
 
-def _recover(scanned: Scan) -> list[Diagnostic]:
-    """All errors: items that a scanned fault touches are skipped, the rest is parsed, resuming at the next item."""
+def _recover(scanned: Scan, first: tuple[list[Diagnostic], Fault] | None) -> list[Diagnostic]:
+    """All errors: items that a scanned fault touches are skipped, the rest is parsed, resuming at the next item.
+
+    `first`: what parsing the whole text has come to, if that was tried.
+    """
     text = scanned.source.text
     found = list(scanned.faults)
     start, header = _header(scanned)
@@ -109,6 +114,7 @@ def _recover(scanned: Scan) -> list[Diagnostic]:
     # segments between item starts; what stands before the first is the header's, or one of its own
     bounds = sorted({start, *(s for s in scanned.starts if s > start), len(text)})
     faulty = {bisect_right(bounds, f.span.start) - 1 for f in scanned.faults if f.span}
+    found = [close(scanned, f, bounds, _retry) if f.code == "E107" else f for f in found]
     segment = 0
     while segment < len(bounds) - 1 and len(found) < MAX_FAULTS:
         if segment in faulty:
@@ -117,14 +123,20 @@ def _recover(scanned: Scan) -> list[Diagnostic]:
         stop = segment + 1
         while stop < len(bounds) - 1 and stop not in faulty:
             stop += 1
-        _, wrong, error = _run(scanned, bounds[segment], bounds[stop], "items")
+        if first is None:
+            _, wrong, error = _run(scanned, bounds[segment], bounds[stop], "items")
+        else:
+            (wrong, error), first = first, None
         found += wrong
         if error is None:
             segment = stop
             continue
         failed = max(segment, min(stop - 1, bisect_right(bounds, error.at) - 1))
-        found.append(explain(scanned, error, bounds[failed], bounds[failed + 1], _retry))
-        segment = failed + 1
+        # a value missing at the end of an item, or a comma too many, shows at the beginning of the next one
+        early = sum(bounds[failed] <= t.start < error.at for t in scanned.tokens) < 4 and failed > segment
+        fault = explain(scanned, error, bounds[failed - early], bounds[failed + 1], _retry)
+        found.append(fault)
+        segment = failed if early and fault.span and fault.span.start < bounds[failed] else failed + 1
     return _in_order(found)
 
 
@@ -205,6 +217,7 @@ def _load() -> lark.Lark:
         _parser = lark.Lark(
             grammar,
             parser="lalr",
+            lexer="basic",
             start=["module", "items"],
             keep_all_tokens=True,
             maybe_placeholders=False,
@@ -222,14 +235,11 @@ def _cache_file(grammar: str) -> str | None:
 
         folder = Path(user_cache_dir("tfc"), "grammar")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode):
-            return None
         if os.name == "posix":
-            if facts.st_uid != os.getuid():
-                return None
-            if facts.st_mode & 0o077:
-                folder.chmod(0o700)
+            for place in (folder, folder.parent):
+                facts = place.lstat()
+                if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+                    return None
         if not os.access(folder, os.W_OK | os.X_OK):
             return None
     except (OSError, RuntimeError, ImportError):

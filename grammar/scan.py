@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.grammar.words import short
 from tfc.source import Source, Span
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token", "check_characters", "scan"]
+__all__ = ["IN_BODIES", "MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token", "check_characters", "scan"]
 
 MAX_BYTES = 256 * 1024
 """Sources above this are refused before parsing: a megabyte takes seconds."""
@@ -19,6 +20,9 @@ MAX_DEPTH = 200
 """Brackets within brackets."""
 MAX_FAULTS = 10
 """Diagnostics of one run: after these the rest is mostly noise."""
+
+IN_BODIES = ("return", "repeat", "report")
+"""Words that begin a statement and never an item."""
 
 # Characters that show nothing or reorder what is shown; tab and line ends are the only controls a text needs.
 _HIDDEN = re.compile(
@@ -31,13 +35,13 @@ _TOKEN = re.compile(
     | (?P<comment>\#[^\n]*)
     | (?P<string>"(?:[^"\\\n]|\\[^\n])*")
     | (?P<open_string>"[^\n]*)
-    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<name>[^\W\d]\w*)
     | (?P<number>[0-9]+(?:_[0-9]+)*(?:\.[0-9]+(?:_[0-9]+)*)?(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))
     | (?P<bad_number>(?:[0-9]|\.[0-9])(?:[eE][+-](?=[0-9])|[A-Za-z0-9_.])*)
-    | (?P<foreign>\*\*|===|!==|<>|&&?|\|\|?|!(?!=)|[-+*/%^]=(?!=)|:=|->|=>|=<|/\*|\*/|\.\.+|'[^'\n]*'|;)
-    | (?P<operator>//|==|!=|<=|>=|[-+*/%^<>=,.:@])
+    | (?P<foreign>\*\*|===|!==|<>|&&?|\|\|?|!(?!=)|[-+*/%^]=(?!=)|:=|->|=>|=<|/\*|\*/|\.\.\.+|'[^'\n]*'|;)
+    | (?P<operator>//|\.\.|==|!=|<=|>=|[-+*/%^<>=,.:@])
     | (?P<bracket>[()\[\]{}])
-    | (?P<stray>[^\W\d][\w]*|.)""",
+    | (?P<stray>.)""",
     re.VERBOSE,
 )
 
@@ -106,6 +110,8 @@ def scan(source: Source) -> Scan:
         elif kind == "comment":
             comments.append((match.start(), match.group()))
         else:
+            if kind == "name" and not match.group().isascii():
+                kind = "stray"
             tokens.append(Token(kind, match.group(), match.start(), first))
             first = False
     faulty = (token for token in tokens if token.kind in _FAULTY)
@@ -125,7 +131,9 @@ def scan(source: Source) -> Scan:
 
 
 def _begins_item(token: Token, after: Token) -> bool:
-    """Two words on one line, or a documentation before a word: what every item begins with."""
+    """Two words on one line, or a documentation before a word: what every item, and no line within one, begins with."""
+    if token.text in IN_BODIES:
+        return False
     if token.kind == "string":
         return after.kind in ("name", "string") and after.first
     return token.kind == "name" and after.kind in ("name", "string") and not after.first
@@ -171,29 +179,33 @@ def _foreign(source: Source, token: Token) -> Diagnostic:
     text, span = token.text, Span(source, token.start, token.end)
     if text in _REPLACEMENT:
         new, why = _REPLACEMENT[text]
-        return _replace(source, token, "E104", f"`{text}` is no operator of the language", new, why)
+        return _replace(source, token, "E104", f"`{text}` is not of this language", new, why)
     if text.startswith("'"):
         quoted = '"' + text[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-        return _replace(source, token, "E104", "strings stand between double quotes", quoted, f"write {quoted}")
+        return _replace(source, token, "E104", "strings stand between double quotes", quoted, f"write {short(quoted)}")
     if text.endswith("=") and len(text) == 2:
         line = source.text[source.starts[source.position(token.start)[0] - 1] : token.start]
         name = re.search(r"([A-Za-z_][A-Za-z0-9_]*)[ \t]*$", line)
         if text == "+=" and name:  # the one of them whose right side needs no parentheses
-            new, why = f"= {name[1]} +", f"write `{name[1]} = {name[1]} + ...`"
-            return _replace(source, token, "E104", "`+=` is no operator of the language", new, why)
+            new, why = f"= {name[1]} +", f"write `{short(name[1])} = {short(name[1])} + ...`"
+            return _replace(source, token, "E104", "`+=` is not of this language", new, why)
         why = f"write the equation out: `x = x {text[0]} (...)`"
-        return Diagnostic(code="E104", message=f"`{text}` is no operator of the language", span=span, help=why)
+        return Diagnostic(code="E104", message=f"`{text}` is not of this language", span=span, help=why)
+    if text in ("/*", "*/"):
+        line = source.line(source.position(token.start)[0]).strip()
+        whole = line.count("/*") == 1 and line.endswith("*/") and line.count("*/") == 1
+        edits = (Edit(span, "#" if text == "/*" else ""),) if whole else ()
+        help = "a comment runs from `#` to the end of its line"
+        return Diagnostic(code="E104", message=f"`{text}` is not of this language", span=span, help=help, edits=edits)
     why = {
-        "/*": "a comment runs from `#` to the end of its line",
-        "*/": "a comment runs from `#` to the end of its line",
         "->": "the body of a block ends in `return`; inputs carry their types: `x: int[B, T]`",
     }.get(text, "an index equation names its indices: `y[b, t] = ...`")
-    return Diagnostic(code="E104", message=f"`{text}` is no operator of the language", span=span, help=why)
+    return Diagnostic(code="E104", message=f"`{text}` is not of this language", span=span, help=why)
 
 
 def _bad_number(source: Source, token: Token) -> Diagnostic:
     text, span = token.text, Span(source, token.start, token.end)
-    message = f"`{text}` is not a number"
+    message = f"`{short(text)}` is not a number"
     unit = re.fullmatch(r"([0-9]+)([kKmMgG])[iI]?[bB]?", text)
     if unit and len(unit[1]) < 10:
         count, size = int(unit[1]), _UNITS[unit[2]]
@@ -203,7 +215,9 @@ def _bad_number(source: Source, token: Token) -> Diagnostic:
         return Diagnostic(code="E105", message=message, span=span, help=help, edits=edits)
     if re.fullmatch(r"[0-9]+\.", text) or re.fullmatch(r"\.[0-9]+", text):
         new = f"{text}0" if text.endswith(".") else f"0{text}"
-        return _replace(source, token, "E105", message, new, f"write {new}: digits stand on both sides of the point")
+        return _replace(
+            source, token, "E105", message, new, f"write {short(new)}: digits stand on both sides of the point"
+        )
     if re.fullmatch(r"0[xXbBoO][0-9a-fA-F]+", text) and len(text) < 20:
         try:
             value = f"{int(text, 0):_}"
@@ -212,10 +226,10 @@ def _bad_number(source: Source, token: Token) -> Diagnostic:
         return _replace(source, token, "E105", message, value, f"numbers are decimal: write {value}")
     if re.fullmatch(r"[0-9_]+", text):
         value = re.sub("_+", "_", text).strip("_")
-        return _replace(source, token, "E105", message, value, f"one `_` stands between digits: {value}")
+        return _replace(source, token, "E105", message, value, f"one `_` stands between digits: {short(value)}")
     split = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z_][A-Za-z0-9_]*)", text)
     if split:
-        why = f"a number does not touch a letter; a product is `{split[1]} * {split[2]}`"
+        why = f"a number does not touch a letter; a product is `{short(split[1])} * {short(split[2])}`"
         return _replace(source, token, "E105", message, f"{split[1]} * {split[2]}", why)
     return Diagnostic(code="E105", message=message, span=span, help="numbers are written 12, 4_096, 0.5, 1e-6")
 
@@ -237,7 +251,9 @@ def _stray(source: Source, token: Token) -> Diagnostic:
     span = Span(source, token.start, token.end)
     if len(token.text) > 1 or token.text.isidentifier():
         help = "names are made of a to z, A to Z, digits and `_`; other letters stand in strings and comments"
-        return Diagnostic(code="E103", message=f"`{token.text}` is no name of the language", span=span, help=help)
+        return Diagnostic(
+            code="E103", message=f"`{short(token.text)}` is no name of the language", span=span, help=help
+        )
     message = f"`{token.text}` is no character of the language"
     return Diagnostic(code="E103", message=message, span=span, help="other characters stand in strings and comments")
 
@@ -291,7 +307,16 @@ def _match(source: Source, tokens: list[Token], *, by_layout: bool) -> _Brackets
             fits = [i for i in fits if _indent(source, stack[i]) == indent] or fits
         if len(found.faults) > MAX_FAULTS:
             continue  # a text of nothing but closers
-        if fits:
+        if not fits and stack and stack[-1].text in ("(", "["):
+            opener, right = stack.pop(), Span(source, token.start, token.end)
+            closer = _CLOSER[opener.text]
+            opened = (Note("opened here", Span(source, opener.start, opener.end)),)
+            message, help = f"`{token.text}` closes `{opener.text}`", f"write `{closer}`"
+            edits = (Edit(right, closer),)
+            found.faults.append(
+                Diagnostic(code="E107", message=message, span=right, help=help, notes=opened, edits=edits)
+            )
+        elif fits:
             unclosed(fits[-1] + 1, number)
             stack.pop()
         else:

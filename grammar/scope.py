@@ -6,7 +6,7 @@ from pathlib import Path
 from tfc.diagnostics import Diagnostic, Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.session import Session, fail
-from tfc.grammar.values import POISON, Any_, Failed, Poisoned
+from tfc.grammar.values import POISON, Meaning, Failed, Poisoned
 from tfc.source import Span
 
 __all__ = ["IMPLICIT", "RESERVED", "ROLES", "FileScope", "Scope", "unknown"]
@@ -31,10 +31,11 @@ class Scope:
 
     def __init__(self, parent: "Scope | None" = None) -> None:
         self.parent = parent
-        self.names: dict[str, Any_] = {}
+        self.names: dict[str, Meaning] = {}
         self.origins: dict[str, Span] = {}
+        self.deferred: dict[str, Callable[[], Meaning]] = {}
 
-    def find(self, name: str) -> Any_ | None:
+    def find(self, name: str) -> Meaning | None:
         """What the name means here, or None. Raises Poisoned where it was complained about before."""
         at: Scope | None = self
         while at is not None:
@@ -46,7 +47,9 @@ class Scope:
             at = at.parent
         return None
 
-    def own(self, name: str) -> Any_ | None:
+    def own(self, name: str) -> Meaning | None:
+        if name in self.deferred:
+            self.names[name] = self.deferred.pop(name)()
         return self.names.get(name)
 
     def origin(self, name: str) -> Span | None:
@@ -58,8 +61,14 @@ class Scope:
             at = at.parent
         return None
 
-    def bind(self, name: str, value: Any_, span: Span) -> None:
+    def bind(self, name: str, value: Meaning, span: Span) -> None:
         self.names[name] = value
+        self.origins[name] = span
+
+    def defer(self, name: str, make: Callable[[], Meaning], span: Span) -> None:
+        """Bind a name to what `make` gives when it is first read: a parameter exists where it is used."""
+        self.names.pop(name, None)
+        self.deferred[name] = make
         self.origins[name] = span
 
     def known(self) -> Iterator[str]:
@@ -71,9 +80,10 @@ class Scope:
 
     def listed(self) -> Iterator[str]:
         yield from self.names
+        yield from self.deferred
 
 
-Define = Callable[["FileScope", ast.Item, str], Any_]
+Define = Callable[["FileScope", ast.Item, str], Meaning]
 
 
 class FileScope(Scope):
@@ -101,7 +111,7 @@ class FileScope(Scope):
                 self.items[name] = item
                 self.origins[name] = span
 
-    def own(self, name: str) -> Any_ | None:
+    def own(self, name: str) -> Meaning | None:
         if name in self.names:
             return self.names[name]
         item = self.items.get(name)
@@ -122,7 +132,7 @@ class FileScope(Scope):
             self.making.pop()
         return self.names[name]
 
-    def override(self, lets: dict[str, tuple[Any_, Span]]) -> "FileScope":
+    def override(self, lets: dict[str, tuple[Meaning, Span]]) -> "FileScope":
         """The same file with other values for some of its `let`s; nothing evaluated yet."""
         copy = FileScope(self.session, self.define, self.parent, self.folder, self.depth)
         copy.items = self.items

@@ -8,16 +8,16 @@ from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.formula.expr import Expr
 from tfc.grammar import ast
 from tfc.grammar.assemble import Builder
-from tfc.grammar.values import Any_, Change, Failed, Place, Tensor
+from tfc.grammar.values import Meaning, Change, Failed, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
 from tfc.ir.types import IRError
-from tfc.source import Span
+from tfc.source import Source, Span
 
 if TYPE_CHECKING:
     from tfc.grammar.scope import Scope
 
-__all__ = ["LIMITS", "Frame", "Session", "Use", "fail", "refuse"]
+__all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library", "refuse"]
 
 LIMITS: Mapping[str, int] = {
     "operations": 20_000,  # equations of the whole program, repeat bodies once
@@ -31,6 +31,15 @@ LIMITS: Mapping[str, int] = {
     "elements": 2**48,  # of one parameter
 }
 """What a spec may ask of the compiler; each has its diagnostic."""
+
+
+LIBRARY = "tfc:prelude/"
+"""How the names of the library's own sources begin."""
+
+
+def is_library(source: Source) -> bool:
+    """Whether a text is the library's: complaints about it are shown at the user's call."""
+    return source.name.startswith(LIBRARY)
 
 
 def fail(
@@ -68,7 +77,10 @@ class Session:
     numbered: list[Use] = field(default_factory=list)
     root: Place | None = None
     counts: dict[str, int] = field(default_factory=dict)
-    inline: Callable[..., Any_] = field(default=None)  # type: ignore[assignment]  # set before anything runs
+    loops: dict[int, str] = field(default_factory=dict)  # id of a loop's builder -> the loop's path
+    builders: list[Builder] = field(default_factory=list)  # kept alive, so that ids stay their own
+    in_loops: dict[str, ast.Repeat] = field(default_factory=dict)  # names that only turns of a loop know
+    inline: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # set before anything runs
 
     def report(self, diagnostic: Diagnostic) -> None:
         """Keep a complaint; the same one at the same place only once, however often its block is called."""
@@ -112,11 +124,12 @@ class Frame:
     role: str | None = None
     formula: bool = False
     allowed: frozenset[str] = frozenset()
-    bound: Mapping[str, Any_] = field(default_factory=dict)
+    bound: Mapping[str, Meaning] = field(default_factory=dict)
     indices: Mapping[str, Expr] = field(default_factory=dict)
     site: Span | None = None
     inside: tuple[Change, ...] = ()  # changes to segments within this body
     seen_inside: set[str] = field(default_factory=set)
+    later: frozenset[str] = frozenset()  # names that the loops around may read after this body, or in the next turn
     active: tuple[ast.Role | ast.Block, ...] = ()
 
     def at(self, span: Span) -> Span:
@@ -126,7 +139,7 @@ class Frame:
     def blame(self, node: ast.Expr) -> Span:
         """The place where a value was chosen: for a name, where it was given; else the expression itself."""
         origin = self.scope.origin(node.id) if isinstance(node, ast.Name) else None
-        return self.at(node.span) if origin is None else origin
+        return self.at(node.span) if origin is None or is_library(origin.source) else origin
 
     def emit(
         self, op: Op, args: tuple[Tensor, ...], span: Span, hint: str, fields: Mapping[str, Tensor] | None = None

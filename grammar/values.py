@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NOTHING",
     "POISON",
-    "Any_",
+    "Meaning",
     "Builtin",
     "Change",
     "Component",
@@ -89,7 +89,7 @@ class Change:
     """`heads = 4` of a derivation, its value already known. path has several segments for `q.biased = yes`."""
 
     path: tuple[str, ...]
-    value: "Any_"
+    value: "Meaning"
     span: Span = field(compare=False)
 
 
@@ -123,7 +123,7 @@ class Builtin:
 class Given:
     """An argument of a call: its value, and how it was written."""
 
-    value: "Any_"
+    value: "Meaning"
     argument: ast.Argument
 
     @property
@@ -146,9 +146,9 @@ class Poison:
 NOTHING: Final = Nothing()
 POISON: Final = Poison()
 
-Any_ = (
-    bool | int | float | str | Dim | DType | Init | tuple["Any_", ...] | Tensor | Formula | Component | RoleRef
-    | Builtin | Nothing | Poison | "Scope"
+type Meaning = (
+    bool | int | float | str | Dim | DType | Init | tuple[Meaning, ...] | Tensor | Formula | Component | RoleRef
+    | Builtin | Nothing | Poison | Scope
 )  # fmt: skip
 """Every value; bool, int, float, str, sizes, dtypes, lists and components are known while compiling."""
 

@@ -25,7 +25,7 @@ class FoldNorms:
     of the scale to be non-zero, and `pack` on values asks for that.
 
     Holds back where anything but a linear map with a weight of its own reads the scaled value (in a post-norm model
-    the residual does), and where a parameter concerned has another reader.
+    the residual does), where a parameter concerned has another reader, and where some of them are trained and some not.
     """
 
     name: ClassVar[str] = "fold-norms"
@@ -42,7 +42,6 @@ class _Site:
     n: Value
     scale: Param
     bias: Param | None
-    scaled: Value
     out: Value
     readers: Sequence[Eqn]
 
@@ -96,19 +95,22 @@ class _Folding:
             if not isinstance(reader.op, Linear) or reader.args[0] != site.out:
                 what = reader.op.fn if isinstance(reader.op, Elementwise) else reader.op.name
                 outs = ", ".join(map(str, reader.outs))
-                return f"{site.out}, the normalized value, is also read by {what} ({outs}), which is no linear map of it"
+                return f"{site.out}, the normalized value, is also read by {what} ({outs}), no linear map of it"
         if scope.reads.get(site.out, 0) != len(site.readers):
-            return f"{site.out}, the normalized value, is also a result"
+            return f"{site.out}, the normalized value, is a result"
+        concerned = [p for p in (site.scale, site.bias) if p is not None]
         for reader in site.readers:
-            weight = scope.params.get(reader.args[1])
-            if weight is None:
-                return f"{reader.args[1]}, which {site.out} is multiplied by, is no parameter of the same body"
-            biases = [scope.params.get(b) for b in reader.args[2:]] if site.bias else []
-            for param in (weight, *biases):
+            operands = reader.args[1:] if site.bias else reader.args[1:2]
+            for operand in operands:
+                param = scope.params.get(operand)
                 if param is None:
-                    return f"the bias added to {reader.out} is no parameter of the same body"
-                if not scope.once(param.value):
+                    return f"{operand}, which makes {reader.out} of {site.out}, is no parameter of the same body"
+                if not scope.once(operand):
                     return f"{param.path} has another reader"
+                concerned.append(param)
+        if len({p.trained for p in concerned}) > 1:
+            frozen = ", ".join(p.path for p in concerned if not p.trained)
+            return f"{frozen} is frozen, the other parameters concerned are trained"
         return ""
 
     def _folded(self, eqn: Eqn, site: _Site, scope: Scope) -> Eqn:
@@ -145,14 +147,14 @@ class _Folding:
 def _site(eqn: Eqn, scope: Scope) -> _Site | None:
     """The site whose multiplication `eqn` is."""
     parts = _with_vector("mul", eqn, scope)
-    if parts is None or not scope.readers(eqn.out):
+    if parts is None:
         return None
     n, scale = parts
     after = scope.readers(eqn.out)
     bias, out = None, eqn.out
-    if scope.once(eqn.out) and after and (shifted := _with_vector("add", after[0], scope)) is not None:
+    if after and scope.once(eqn.out) and (shifted := _with_vector("add", after[0], scope)) is not None:
         bias, out = shifted[1], after[0].out
-    return _Site(n, scale, bias, eqn.out, out, scope.readers(out))
+    return _Site(n, scale, bias, out, scope.readers(out)) if scope.reads.get(out) else None
 
 
 def _site_above(value: Value, scope: Scope) -> _Site | None:

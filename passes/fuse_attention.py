@@ -1,6 +1,5 @@
 """Scores, their formula, mask, softmax and mix, each an equation -> one streaming attention."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,16 +30,18 @@ class FuseAttention:
         notes: list[Note] = []
 
         def fuse(eqn: Eqn, scope: Scope) -> list[Eqn] | None:
-            if not isinstance(eqn.op, Mix):
+            mix = eqn
+            if isinstance(eqn.op, Weigh) and scope.once(eqn.outs[0]):  # gone if the one that mixes by it takes it up
+                mix = next(iter(scope.readers(eqn.outs[0])), eqn)
+            if not isinstance(mix.op, Mix):
                 return None
-            found = _match(eqn, scope)
-            site = f"{self.name}:{eqn.out.name}"
-            if site in hold:
-                found = "asked to"
+            site = f"{self.name}:{mix.out.name}"
+            found = "asked to" if site in hold else _match(mix, scope)
             if isinstance(found, str):
-                notes.append(Note(site, found, span=eqn.span))
+                if mix is eqn:
+                    notes.append(Note(site, found, span=eqn.span))
                 return None
-            return [found.fused(eqn)]
+            return [found.fused(mix)] if mix is eqn else []
 
         return Rewritten(rewrite(program, fuse), notes=notes)
 
@@ -104,11 +105,15 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
     scores = scope.maker(value)
     if scores is None or not isinstance(scores.op, Scores):
         what = "an operand" if scores is None else f"made by {scores.op.name}"
-        return f"{value}, read by {below.op.name}, is {what}; scores, a score formula and a mask are taken in this order"
+        return (
+            f"{value}, read by {below.op.name}, is {what}; scores, a score formula and a mask are taken in this order"
+        )
     chain = _Chain(scores, found.get(Score), found.get(Masked), weigh)
     for eqn in (scores, chain.score, chain.masked, weigh):
         if eqn is not None and not scope.once(eqn.outs[0]):
             return f"{eqn.outs[0]} ({eqn.op.name}, {eqn.outs[0].type}) is also read elsewhere"
+    if any(scope.order[reader.outs[0]] < scope.order[mix.out] for reader in scope.readers(weigh.outs[1])):
+        return f"{weigh.outs[1]}, the log-sum-exp, is read before {mix.out} is made"
     return chain if (why := _unfit(scores.args[1], v)) is None else why
 
 

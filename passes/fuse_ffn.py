@@ -91,11 +91,13 @@ class _Between:
             return f"the activation reads the parameter {self.captured[0].path}"
         if len(self.maps) > 2:
             return f"the activation starts from {len(self.maps)} linear maps: {', '.join(map(str, self.maps))}"
+        maps = " and ".join(f"{v} ({v.type})" for v in self.maps)
         inputs = list(dict.fromkeys(e.args[0] for e in self.maps.values()))
         if len(inputs) > 1:
-            return f"{' and '.join(map(str, self.maps))} are linear maps of different values, {inputs[0]} and {inputs[1]}"
-        if any(value.type != down.args[0].type for value in self.maps) or down.out.type.dtype is not inputs[0].type.dtype:
-            return f"{', '.join(f'{v} {v.type}' for v in self.maps)} and {down.args[0]} {down.args[0].type} differ in type"
+            return f"{maps} are linear maps of different values, {inputs[0]} and {inputs[1]}"
+        x, hidden = inputs[0].type, down.args[0].type
+        if any(value.type != hidden for value in self.maps) or down.out.type.dtype is not x.dtype:
+            return f"{maps} and {down.args[0]} ({hidden}) differ in type"
         within = Counter(a for e in [down, *filter(None, map(self.scope.maker, self.inner))] for a in e.args)
         for value in [*self.maps, *self.inner]:
             if value.type.rank and self.scope.reads[value] > within[value]:
@@ -118,8 +120,6 @@ class _Between:
                 order.reverse()
         names: dict[Expr, Expr] = {Var(v.name, Kind.REAL): new for v, new in zip(order, (U, G), strict=False)}
         maps = [self.maps[v] for v in order]
-        op = FeedForward(
-            activation=substitute(activation, names), gated=len(maps) == 2, biased=len(down.args) > 2
-        )
+        op = FeedForward(activation=substitute(activation, names), gated=len(maps) == 2, biased=len(down.args) > 2)
         operands = (maps[0].args[0], *(a for e in [*maps, down] for a in e.args[1:]))
         return Eqn(down.outs, op, operands, down.span)

@@ -7,15 +7,33 @@ from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir.param_map import IDENTITY, ParamMap
 from tfc.ir.program import Program
 from tfc.ir.verify import verify
+from tfc.passes.analyse_tiles import AnalyseTiles
 from tfc.passes.base import Note, Pass
+from tfc.passes.dead_code import DeadCode
+from tfc.passes.fold_norms import FoldNorms
 from tfc.passes.fuse_attention import FuseAttention
+from tfc.passes.fuse_ffn import FuseFfn
 from tfc.passes.merge_projections import MergeProjections
+from tfc.passes.precision import Precision
 
 __all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "run"]
 
 DEFAULT: tuple[Pass, ...] = (
+    # first, so that a reader which itself is read by nothing holds no rule back
+    DeadCode(),
+    # before what takes linear maps up: it sees every reader as a plain `linear`, and gives a bias to all readers of one
+    # norm alike, which the merging and the feed-forward ask for
+    FoldNorms(),
+    # before the precision, whose casts would stand between the equations of one attention or feed-forward
     FuseAttention(),
+    # before the merging, which would otherwise put up and gate together, and the feed-forward takes them apart
+    FuseFfn(),
+    # after both: what is left as linear maps of one value are projections; one weight has then one cast
     MergeProjections(),
+    # last to change the program: whatever operations there are by now, their operands are cast once
+    Precision(),
+    # reads only; so of the attentions that will run
+    AnalyseTiles(),
 )
 
 BY_NAME = {p.name: p for p in DEFAULT}

@@ -75,8 +75,12 @@ class _Casting:
     def _only_reduced(self, value: Value) -> bool:
         """Whether all that reads the value are reductions and elementwise work that only feeds reductions."""
         readers = self.scope.readers(value)
-        return bool(readers) and value not in self.program.results and all(
-            isinstance(r.op, Reduction) or (isinstance(r.op, Elementwise) and r.out in self.wide) for r in readers
+        return (
+            bool(readers)
+            and value not in self.program.results
+            and all(
+                isinstance(r.op, Reduction) or (isinstance(r.op, Elementwise) and r.out in self.wide) for r in readers
+            )
         )
 
     def run(self, inputs: Sequence[TensorType], carries: int = 0) -> Program:
@@ -137,9 +141,7 @@ class _Casting:
         if isinstance(op, Repeat):
             types = [op.body.inputs[0].value.type, *(a.type for a in args)]
             op = replace(op, body=_Casting(op.body, self.asked).run(types, op.carries))
-        outs = tuple(
-            Value(v.name, t) for v, t in zip(eqn.outs, op.infer(*(a.type for a in args)), strict=True)
-        )
+        outs = tuple(Value(v.name, t) for v, t in zip(eqn.outs, op.infer(*(a.type for a in args)), strict=True))
         self.eqns.append(Eqn(outs, op, args, eqn.span))
         for old, out in zip(eqn.outs, outs, strict=True):
             self.new[old] = out

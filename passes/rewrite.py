@@ -20,6 +20,7 @@ class Scope:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.makers: Mapping[Value, Eqn] = program.makers()
+        self.order: Mapping[Value, int] = {out: n for n, e in enumerate(program.eqns) for out in e.outs}
         self.reads: Mapping[Value, int] = program.readers()
         self.params: Mapping[Value, Param] = {p.value: p for p in program.params}
         self.after = program.params

@@ -62,9 +62,9 @@ def _spec(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("file")(function)
 
 
-def _target(default: str | None = "auto") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    said = "auto (the device here) or a name: h200, cpu, v5e, ..." if default else "A name: h200, cpu, v5e, ..."
-    return click.option("--target", default=default, required=default is None, metavar="T", help=said)
+def _target(function: Callable[..., Any]) -> Callable[..., Any]:
+    said = "auto (the device here) or a name: h200, cpu, v5e, ..."
+    return click.option("--target", default="auto", metavar="T", help=said)(function)
 
 
 def _implementation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,7 +152,7 @@ def show(file: str, sets: dict[str, str], after: str | None) -> int:
 
 @cli.command(short_help="Say which kernel runs each operation, and why.")
 @_spec
-@_target()
+@_target
 @click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
 @_implementation
 @_json
@@ -181,7 +181,7 @@ def explain(
 
 @cli.command("compile", short_help="Compile ahead of time, device present or not.")
 @_spec
-@_target(default=None)
+@click.option("--target", required=True, metavar="T", help="A name: h200, cpu, v5e, ...; tfc doctor lists them.")
 @click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
 @_implementation
 @click.option("-o", "--output", metavar="DIR", help="Write report.json and the exported artifact there.")
@@ -213,7 +213,7 @@ def compile_(
 @click.option("--text", "text", multiple=True, metavar="S...", help="Sentences to embed.")
 @click.option("--input", "array", metavar="F.npy", help="An integer array [B, T] for the spec's first input.")
 @click.option("--save", metavar="F.npy", help="Write the result there.")
-@_target()
+@_target
 @_implementation
 @_json
 def run(

@@ -42,6 +42,39 @@ CODES: dict[str, str] = {
     "E117": "`repeat` without a name",
     "E118": "a documentation that describes nothing",
     "E119": "a declaration of a wrong shape",
+    "E601": "a parameter is missing",
+    "E602": "an unknown parameter",
+    "E603": "a parameter of another shape",
+    "E604": "parameters whose paths clash",
+    "E605": "a parameter of another element type",
+    "E606": "weights that are not safetensors",
+    "E607": "weights that cannot be read or written",
+    "E608": "a shard outside its checkpoint's folder",
+    "E701": "an argument missing or unknown",
+    "E702": "an argument of another shape",
+    "E703": "an argument of another element type",
+    "E704": "a number of a row that a table lacks",
+    "E705": "a length out of range",
+    "E706": "an empty call",
+    "E707": "a table too short for the lengths of a call",
+    "E721": "texts without a tokenizer",
+    "E722": "an extra is not installed",
+    "E723": "the model does not take texts",
+    "E724": "an array file that cannot be read",
+    "E801": "no such target",
+    "E802": "the compiler of a target is not installed",
+    "E803": "cuDNN is needed to compile",
+    "E804": "an artifact cannot be written without an extra",
+    "E805": "a second compute capability in one process",
+    "E806": "no such length",
+    "E807": "a file cannot be written",
+    "E810": "no such pass",
+    "E811": "no such implementation",
+    "E812": "a kernel refuses",
+    "E813": "an implementation that serves nothing of the program",
+    "E814": "float64 that JAX was not told to enable",
+    "E815": "a target that is not this machine",
+    "E816": "not built yet",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""
 
@@ -115,6 +148,7 @@ def _underline(span: Span) -> list[str]:
         cut = max(0, start - 60)
         text, start = text[cut : cut + 160], start - cut
         width = min(width, max(1, len(text) - start))
+    text = "".join(c if c == "\t" or c.isprintable() else "\ufffd" for c in text)  # no escape reaches a terminal
     head = f"{span.line} | "
     pad = "".join("\t" if c == "\t" else " " for c in text[:start])
     return [head + text, " " * len(head) + pad + "^" * max(1, width)]

@@ -122,4 +122,4 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _caches() -> dict[str, str]:
     from platformdirs import user_cache_dir
 
-    return {"grammar, kernels": os.environ.get("TFC_CACHE", user_cache_dir("tfc"))}
+    return {"tables of the grammar": str(Path(user_cache_dir("tfc"), "grammar"))}

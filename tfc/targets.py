@@ -110,7 +110,7 @@ def named(name: str) -> Facts:
     """The facts of a target. Raises TfcError (E801) for a name that is not in the table."""
     if name in FACTS:
         return FACTS[name]
-    like = closest(name.lower(), (*FACTS, "auto"))
+    like = "" if name in ("gpu", "cuda", "tpu") else closest(name.lower(), (*FACTS, "auto"))  # `cpu` is near `gpu`
     raise TfcError(
         Diagnostic(
             "E801",

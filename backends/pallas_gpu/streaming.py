@@ -183,10 +183,12 @@ class Rows:
     def __init__(self, plan: Plan, visits: Visits, captured: tuple[Any, ...], first: Any) -> None:
         self.plan, self.visits, self.captured = plan, visits, captured
         offset = plan.m - plan.n
-        position = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW) + (first + offset)
-        self.leaves: dict[Expr, Placed] = {H: Placed(visits.head, ()), Token("q"): Placed(position, (0,))}
+        self.leaves: dict[Expr, Placed] = {H: Placed(visits.head, ())}
         for node in plan.nodes():
             match node:
+                case Token("q"):
+                    position = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
+                    self.leaves[node] = Placed(position + (first + offset), (0,))
                 case Load(slot, "q", kind):
                     self.leaves[node] = Placed(tokens(captured[slot], visits.batch, first, ROWS, ROW, kind), (0,))
                 case Read(slot, (index,), kind) if index == H:
@@ -194,22 +196,29 @@ class Rows:
                     self.leaves[node] = Placed(value != 0 if kind is Kind.BOOL else value, ())
 
     def tile(self, key_tile: Any, expr: Expr, given: Mapping[Expr, Placed]) -> Tile:
-        """The tile at `key_tile`, with the leaves that `expr` reads."""
+        """The tile at `key_tile`, with the leaves that `expr` reads and those given."""
         block_k = self.plan.config.block_k
-        first = key_tile * block_k
-        position = plgpu.broadcasted_iota(jnp.int32, (block_k,), 0, layout=COLUMN) + first
-        leaves = {**self.leaves, **given, Token("k"): Placed(position, (1,))}
+        leaves = {**self.leaves, **given}
         for node in walk(expr):
-            if isinstance(node, Load) and node.side == "k" and node not in leaves:
-                ref = self.captured[node.slot]
-                leaves[node] = Placed(tokens(ref, self.visits.batch, first, block_k, COLUMN, node.kind), (1,))
+            match node:
+                case Token("k"):
+                    leaves[node] = self.key_positions(key_tile)
+                case Load(slot, "k", kind):
+                    ref = self.captured[slot]
+                    first = key_tile * block_k
+                    leaves[node] = Placed(tokens(ref, self.visits.batch, first, block_k, COLUMN, kind), (1,))
         return Tile((ROWS, block_k), leaves)
+
+    def key_positions(self, key_tile: Any) -> Placed:
+        block_k = self.plan.config.block_k
+        position = plgpu.broadcasted_iota(jnp.int32, (block_k,), 0, layout=COLUMN) + key_tile * block_k
+        return Placed(position, (1,))
 
     def seen(self, key_tile: Any) -> Array:
         """Which scores of the tile count: the mask leaves them, and their keys exist."""
         tile = self.tile(key_tile, self.plan.mask, {})
-        exists = Placed(tile.leaves[Token("k")].value < self.visits.keys, (1,))
-        return jnp.logical_and(tile.spread(tile.evaluate(self.plan.mask)), tile.spread(exists))
+        exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys
+        return jnp.logical_and(tile.spread(tile.evaluate(self.plan.mask)), exists)
 
     def scores(self, raw: Array, key_tile: Any) -> tuple[Array, float]:
         """Scores and the factor that takes them to base 2; the scale joins the factor where the score is `s`."""

@@ -63,7 +63,7 @@ def weigh(op: Weigh, real: Any, s: Array, *captured: Array) -> tuple[Array, Arra
     seen = ~jnp.isneginf(s)
     row = jnp.any(seen, axis=-1, keepdims=True)
     finite = jnp.where(seen, s, 0)  # what gradients flow through, where something is seen
-    top = jnp.max(jnp.where(seen, s, -jnp.inf), axis=-1, keepdims=True)
+    top = jnp.max(jnp.where(seen, s, -jnp.inf), axis=-1, keepdims=True, initial=-jnp.inf)
     top = jax.lax.stop_gradient(jnp.where(row, top, 0))
     e = jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
     total = jnp.where(row, jnp.sum(e, axis=-1, keepdims=True), 1)

@@ -39,6 +39,9 @@ S = Var("s", Kind.REAL)
 P = Var("p", Kind.REAL)
 """The softmax of the score over the keys that the mask leaves, in weigh formulas."""
 
+YES = Const(True)
+"""The mask that leaves every pair."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
@@ -65,7 +68,7 @@ def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
     shape: list[Size] = []
     for t in types:
         if len(t.shape) > len(shape):
-            shape = [1] * (len(t.shape) - len(shape)) + shape
+            shape[:0] = [1] * (len(t.shape) - len(shape))
         for i in range(1, len(t.shape) + 1):
             if shape[-i] == 1:
                 shape[-i] = t.shape[-i]
@@ -167,8 +170,9 @@ class Index(Op):
                     raise IRError(f"index: {type(node).__name__} in an index equation")
         kind = kind_of(self.expr)
         wide = promote(t.dtype for t in operands)
-        dtype = DType.BOOL if kind is Kind.BOOL else DType.I32 if kind is Kind.INT else wide
-        return (TensorType(tuple(n for _, n in self.axes), dtype if kind is not Kind.REAL or wide.floating else DType.F32),)
+        real = wide if wide.floating else DType.F32
+        dtype = DType.BOOL if kind is Kind.BOOL else DType.I32 if kind is Kind.INT else real
+        return (TensorType(tuple(n for _, n in self.axes), dtype),)
 
     def bind(self, lengths: Mapping[str, int]) -> "Index":
         return replace(
@@ -417,7 +421,7 @@ class Attention(Op):
     name: ClassVar[str] = "attention"
     scale: float
     score: Expr = S
-    mask: Expr = Const(True)
+    mask: Expr = YES
     weigh: Expr = P
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tfc.formula.expr import INFIX, PRIMITIVES, Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var
-from tfc.ir.types import DType, Dim, IRError, Size, TensorType
+from tfc.ir.types import Dim, DType, IRError, Size, TensorType
 
 __all__ = ["NAME", "PATH", "WORDS", "Cursor"]
 
@@ -64,6 +64,11 @@ class Cursor:
     @property
     def now(self) -> _Piece:
         return self.pieces[self.at]
+
+    @property
+    def after(self) -> _Piece:
+        """The token after the next."""
+        return self.pieces[min(self.at + 1, len(self.pieces) - 1)]
 
     def fail(self, wanted: str) -> IRError:
         return IRError(f"line {self.now.line}: {wanted} expected, not `{self.now.text}`")
@@ -162,8 +167,7 @@ class Cursor:
     def _negative(self, variables: Mapping[str, Kind]) -> Expr:
         """What follows a `-`: a literal, or a formula that is negated (`-2 ^ x` is -(2 ^ x))."""
         literal = self.now.kind == "number" or self.sees("inf")
-        after = self.pieces[self.at + 1] if literal else self.now
-        if literal and after.text != "^":
+        if literal and self.after.text != "^":
             number = self.number()
             return Const(-number)
         return Apply("neg", (self.formula(variables, 7),))

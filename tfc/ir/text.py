@@ -16,7 +16,6 @@ name; attributes at their defaults are left out; a `repeat`'s body follows, inde
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from functools import cache
 from typing import Any, Final, get_type_hints
 
 from tfc.formula.expr import PRIMITIVES, Expr, Load, Read, rewrite
@@ -93,7 +92,7 @@ def _number(value: bool | int | float) -> str:
 def _attributes(op: Op) -> Iterator[str]:
     if isinstance(op, Elementwise):
         return
-    for name, (_, default, _, write) in _schema(type(op)).items():
+    for name, (_, default, _, write) in _SCHEMAS[type(op)].items():
         value = getattr(op, name)
         if value != default:
             yield f"{name}={write(value)}"
@@ -142,11 +141,16 @@ _FORMS: Final[Mapping[object, tuple[_Reader, _Writer]]] = {
 }
 
 
-@cache
-def _schema(cls: type[Op]) -> Mapping[str, tuple[object, Any, _Reader, _Writer]]:
+_Form = tuple[object, object, _Reader, _Writer]
+
+
+def _schema(cls: type[Op]) -> Mapping[str, _Form]:
     """Attribute -> its annotation, its default (or what stands for none), how it is read and written. No bodies."""
     hints = get_type_hints(cls)
     return {f.name: (hints[f.name], f.default, *_FORMS[hints[f.name]]) for f in fields(cls) if f.name != "body"}
+
+
+_SCHEMAS: Final[Mapping[type[Op], Mapping[str, _Form]]] = {cls: _schema(cls) for cls in OPS.values()}
 
 
 # --- text -> Program
@@ -202,7 +206,7 @@ def _bound(at: Cursor, known: dict[str, Value]) -> Value:
 
 def _values(at: Cursor, known: Mapping[str, Value]) -> tuple[Value, ...]:
     out: list[Value] = []
-    while at.now.kind == "value":
+    while at.now.kind == "value" and at.after.text != ":":  # `%y: type` binds the next equation's value
         name = at.next("value")[1:]
         if name not in known:
             raise IRError(f"line {at.now.line}: %{name} is not bound above")
@@ -270,7 +274,7 @@ def _eqn(at: Cursor, outs: tuple[Value, ...], known: Mapping[str, Value]) -> Eqn
 
 
 def _attribute(at: Cursor, cls: type[Op], name: str, given: Mapping[str, Any]) -> object:
-    schema = _schema(cls)
+    schema = _SCHEMAS[cls]
     if name not in schema:
         raise IRError(f"line {at.now.line}: {cls.name} has no attribute `{name}`")
     annotation, _, read, _ = schema[name]

@@ -260,5 +260,3 @@ def _paths(program: Program) -> None:
         while above:
             need(above not in count, f"parameter {path} lies inside parameter {above}")
             above = above.rpartition(".")[0]
-
-

@@ -1,22 +1,35 @@
 """A formula, sizes and a seed turned into an attention equation and the arrays it is judged on.
 
-No generator library is needed here: `judge` draws its standard cases with this file alone, and `strategies`
-lets Hypothesis choose what is drawn.
+`judge` draws its standard cases with this file alone, the same each time; `strategies` lets Hypothesis choose.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tfc.formula.expr import Expr, Kind, Load, Read, Side, rewrite, walk
-from tfc.ir.ops import Attention
+from tfc.formula.expr import Expr, Kind, Load, Read, Side, rewrite, slots, walk
+from tfc.ir.ops import Attention, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
+from tfc.testing import formulas
 from tfc.testing.float64 import DTYPES, attention_leaves, evaluate
+from tfc.testing.formulas import NAMED_MASKS, NAMED_SCORES, both
 
-__all__ = ["FLAVOURS", "Sizes", "attention_eqn", "operands", "shaped"]
+__all__ = [
+    "FLAVOURS",
+    "FORMULAS",
+    "STANDARD",
+    "Case",
+    "Sizes",
+    "attention_eqn",
+    "named_op",
+    "operands",
+    "shaped",
+    "sizes_of",
+    "standard_cases",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,16 +62,17 @@ def sizes_of(eqn: Eqn) -> Sizes:
     return Sizes(q[0], q[1], k[1], q[2], k[2], q[3], eqn.args[0].type.dtype)
 
 
-def attention_eqn(op: Attention, sizes: Sizes) -> Eqn:
-    """The operation with operands of these sizes; captured fields are [B, T], tables as long as their indices reach.
+def attention_eqn(op: Attention, sizes: Sizes, common: bool = False) -> Eqn:
+    """The operation with operands of these sizes; captured tables are as long as their indices reach.
 
-    A slot that queries and keys both read is split in two where N != M, as its operand has one length only.
+    common: captured fields are [T], the same for all batch rows, and [B, T] otherwise. A slot that queries and keys
+    both read is split in two where N != M, as its operand has one length only.
     """
     if sizes.n != sizes.m:
         op = _split(op)
     b, n, m, h, g, d = sizes.batch, sizes.n, sizes.m, sizes.heads, sizes.kv_heads, sizes.head_dim
     types = [TensorType((b, t, heads, d), sizes.dtype) for t, heads in ((n, h), (m, g), (m, g))]
-    captured = _slot_types(op, (b, h, n, m))
+    captured = _slot_types(op, (b, h, n, m), common)
     names = ("q", "k", "v", *(f"c{i}" for i in range(len(captured))))
     args = tuple(Value(name, t) for name, t in zip(names, (*types, *captured), strict=True))
     out, lse = op.infer(*(a.type for a in args))
@@ -103,14 +117,15 @@ def _split(op: Attention) -> Attention:
     return replace(op, score=rewrite(op.score, rule), mask=rewrite(op.mask, rule), weigh=rewrite(op.weigh, rule))
 
 
-def _slot_types(op: Attention, shape: tuple[int, int, int, int]) -> list[TensorType]:
+def _slot_types(op: Attention, shape: tuple[int, int, int, int], common: bool) -> list[TensorType]:
     b, _, n, m = shape
     dtypes = {Kind.BOOL: DType.BOOL, Kind.INT: DType.I32, Kind.REAL: DType.F32}
     found: dict[int, TensorType] = {}
     leaves = attention_leaves(shape)
     for node in _nodes(op):
         if isinstance(node, Load):
-            found[node.slot] = TensorType((b, n if node.side == "q" else m), dtypes[node.kind])
+            tokens = n if node.side == "q" else m
+            found[node.slot] = TensorType((tokens,) if common else (b, tokens), dtypes[node.kind])
     for node in _nodes(op):
         if isinstance(node, Read):
             ends = tuple(int(np.max(evaluate(i, leaves).value, initial=0)) + 1 for i in node.indices)
@@ -137,8 +152,8 @@ def operands(eqn: Eqn, seed: int, flavour: str | None = None) -> tuple[Array, ..
     op = eqn.op
     assert isinstance(op, Attention)
     out = [_values(rng, t, flavour) for t in (q, k, v)]
-    if flavour == "large":  # scores of some hundreds
-        factor = 100 / max(1.0, abs(op.scale) * q.ints[3])
+    if flavour == "large":  # scores of some hundreds: float32's exponential overflows at 88
+        factor = 100 / (abs(op.scale) * np.sqrt(q.ints[3]))
         out[0] = (out[0].astype(np.float32) * np.float32(factor)).astype(out[0].dtype)
     sides = slot_sides(op)
     fields = Fields(rng, seed, flavour, q.ints[0], q.ints[1], k.ints[1])
@@ -201,6 +216,83 @@ class Fields:
         if self.flavour == "blind":
             lengths[self.rng.integers(self.batch)] = 0
         return np.asarray(np.arange(t) < lengths)
+
+
+def _third(m: int) -> int:
+    """A length that leaves tiles of every class at any size."""
+    return max(1, m // 3)
+
+
+def _with_score(name: str) -> Callable[[int], tuple[Expr, Expr]]:
+    return lambda m: (NAMED_SCORES[name](0), NAMED_MASKS["causal"](0))
+
+
+def _masked(name: str) -> Callable[[int], tuple[Expr, Expr]]:
+    return lambda m: (S, NAMED_MASKS[name](0))
+
+
+FORMULAS: Mapping[str, Callable[[int], tuple[Expr, Expr]]] = {
+    "full": _masked("yes"),
+    "causal": _masked("causal"),
+    "window": lambda m: (S, both(formulas.causal(), formulas.window(size=_third(m)))),
+    "documents": _masked("packed"),
+    "dilated": _masked("dilated"),
+    "prefix": lambda m: (S, formulas.prefix(size=_third(m))),
+    "padding": _masked("padding"),
+    "by_head": _masked("by_head"),
+    "softcap": _with_score("softcap"),
+    "alibi": _with_score("alibi"),
+    "temperature": _with_score("temperature"),
+    "own": _with_score("own"),
+}
+"""The formulas of the standard cases, by name: the number of keys to (score, mask). Scores are causal as well."""
+
+
+def named_op(name: str, sizes: Sizes, scale: float | None = None) -> Attention:
+    """The operation of a named formula at these sizes; the scale is D ** -0.5 where none is given."""
+    score, mask = FORMULAS[name](sizes.m)
+    assert not (slots(score) and slots(mask)), "a named formula captures for its score or for its mask"
+    return Attention(scale=sizes.head_dim**-0.5 if scale is None else scale, score=score, mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An equation and how its arrays are drawn. `name` says which formula it is."""
+
+    name: str
+    eqn: Eqn
+    seed: int
+    flavour: str | None = None
+
+    def operands(self) -> tuple[Array, ...]:
+        return operands(self.eqn, self.seed, self.flavour)
+
+    def __str__(self) -> str:
+        flavour = f" ({self.flavour})" if self.flavour else ""
+        return f"{self.name}, {sizes_of(self.eqn)}, seed {self.seed}{flavour}"
+
+
+STANDARD: tuple[Sizes, ...] = (
+    Sizes(1, 1, 1, 1, 1, 32),
+    Sizes(2, 8, 8, 2, 2, 32),
+    Sizes(2, 37, 37, 4, 2, 32),
+    Sizes(1, 5, 53, 4, 1, 64),
+    Sizes(2, 50, 20, 2, 1, 32),
+    Sizes(1, 1, 130, 2, 2, 64),
+    Sizes(1, 150, 150, 4, 2, 64),
+    Sizes(1, 64, 64, 3, 3, 128),
+)
+"""Sizes of the standard cases: one token, whole tiles and ragged ones, fewer queries than keys and more, each way
+of grouping heads. Their element type is the caller's."""
+
+
+def standard_cases(names: Sequence[str], dtypes: Sequence[DType], seed: int = 0) -> Iterator[Case]:
+    """For each formula, all standard sizes, smallest first; element types and flavours in turn."""
+    for which, name in enumerate(names):
+        for i, sizes in enumerate(sorted(STANDARD, key=lambda s: s.elements)):
+            sizes = replace(sizes, dtype=dtypes[(which + i) % len(dtypes)])
+            flavour = FLAVOURS[(2 * which + i) % len(FLAVOURS)]
+            yield Case(name, attention_eqn(named_op(name, sizes), sizes), seed + i, flavour)
 
 
 def shaped(eqn: Eqn, arrays: Sequence[Array]) -> Eqn:

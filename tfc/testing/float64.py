@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from math import erf
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from tfc.backends import kernel
 from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Token, Var, kind_of, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.types import DType
@@ -33,14 +33,8 @@ __all__ = [
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DTYPES: Mapping[DType, Any] = {
-    DType.BOOL: np.dtype(np.bool_),
-    DType.I32: np.dtype(np.int32),
-    DType.BF16: np.dtype(ml_dtypes.bfloat16),
-    DType.F16: np.dtype(np.float16),
-    DType.F32: np.dtype(np.float32),
-    DType.F64: np.dtype(np.float64),
-}
+DTYPES: Mapping[DType, Any] = {t: np.dtype(d) for t, d in kernel.DTYPES.items()}
+"""The element types of the IR as numpy names them."""
 
 S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
 ROUNDOFF: Mapping[Any, float] = {

@@ -152,7 +152,7 @@ def _tokens(op: Attention) -> bool:
 
 
 def _softmax(op: Attention) -> bool:
-    return op.weigh == P
+    return bool(op.weigh == P)
 
 
 def additive(score: Expr) -> bool:
@@ -306,7 +306,7 @@ def split_and_merge(s: Setting) -> str | None:
     """Attention over two parts of the keys, merged by their lse, is attention over all."""
     s = with_positions(s) if _tokens(s.op) else s
     m = s.operands[1].shape[1]
-    cut = int(s.rng().integers(1, m))
+    cut = (m + 1) // 2
     whole = s.run(s.operands)
     parts = [s.run(s.taken(keys=keys)) for keys in (slice(0, cut), slice(cut, m))]
     if parts[0].lse is None or parts[1].lse is None:
@@ -440,7 +440,7 @@ def _no_positions(s: Setting) -> bool:
 
 
 def _many_keys(s: Setting) -> bool:
-    return s.operands[1].shape[1] > 1
+    return bool(s.operands[1].shape[1] > 1)
 
 
 def _splits(s: Setting) -> bool:

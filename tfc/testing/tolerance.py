@@ -101,7 +101,7 @@ def compare(what: str, candidate: Any, definition: Array, plain: Array, unit: Ar
     if ratio > 1:
         part = "this element" if largest >= mean else "the root mean square"
         reason = (
-            f"{what}{list(at)} is {values[1]:.6g}, the definition says {values[2]:.6g}: "
+            f"{what}{list(at)} is {values[1]:.9g}, the definition says {values[2]:.9g}: "
             f"{part} is off by {ratio:.3g} times what rounding allows"
         )
     return Measured(what, ratio, *values, reason)

@@ -59,7 +59,9 @@ class Worker:
             line.send((path, args, kwargs))
             if not line.poll(limit):
                 self.close()
-                raise CaseHangs(f"{path} hangs: no result after {time.monotonic() - began:.1f} s; its process was ended")
+                raise CaseHangs(
+                    f"{path} hangs: no result after {time.monotonic() - began:.1f} s; its process was ended"
+                )
             good, result = line.recv()
         except (EOFError, OSError) as lost:
             code = self._ended()
@@ -81,7 +83,9 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _start(self) -> Connection:

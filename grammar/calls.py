@@ -1,0 +1,205 @@
+"""A call of a block: its inputs bound, its body run in a scope of its own, under the place that the call opens."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tfc.diagnostics import Diagnostic, Edit, Note, closest
+from tfc.grammar import ast
+from tfc.grammar.components import change_inside, reach_in
+from tfc.grammar.evaluate import argument, enter, head
+from tfc.grammar.inputs import bind_type
+from tfc.grammar.scope import FileScope, Scope
+from tfc.grammar.segments import segments
+from tfc.grammar.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.statements import run_body
+from tfc.grammar.values import Meaning, Change, Component, Failed, Place, Tensor, describe
+from tfc.ir.types import Dim
+from tfc.source import Span
+
+__all__ = ["Changes", "bind_input", "inline", "inside", "with_lets"]
+
+Changes = dict[tuple[str, ...], Change]
+
+
+def inline(component: Component, node: ast.Call, label: str | None, callee: ast.Expr, frame: Frame) -> Meaning:
+    """The value of a call: the block's body, run in a scope of its own under the place that the call opens."""
+    site = frame.at(node.span)
+    frame.session.count("calls", site)
+    segment = label or _segment_name(callee)
+    component = reach_in(component, segment, frame)
+    block = component.block
+    explicit = _arguments(component, node.arguments, frame)
+    given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})
+    place = _open(component, segment, label, node, callee, frame)
+    scope = Scope(with_lets(component, given[1]))
+    library = is_library(block.span.source) and not is_library(node.span.source)
+    inner = Frame(
+        session=frame.session, scope=scope, place=place, builder=frame.builder,
+        site=frame.site or (node.span if library else None),
+        inside=(*inside(block, given[0]), *inside(block, given[1])), active=enter(block, site, frame),
+    )  # fmt: skip
+    try:
+        for wanted in block.inputs:
+            bind_input(wanted, explicit, given, component, inner, node)
+        value = run_body(block.body, inner, block)
+    except Failed as failed:
+        if library:
+            raise Failed(_seen_from(failed.diagnostic, node, scope, block)) from None
+        raise
+    _check_reached(inner, component)
+    if isinstance(value, Tensor):
+        frame.builder.rename(value, segment)
+    return value
+
+
+def _seen_from(found: Diagnostic, node: ast.Call, scope: Scope, block: ast.Block) -> Diagnostic:
+    """A complaint of the library's text, with the settings of the user's that it is about as notes."""
+    if found.span is None or not is_library(found.span.source):
+        seen = {n.span for n in found.notes}
+        notes = tuple(
+            Note(f"`{i.name}` is {describe(scope.names[i.name])}, given here", scope.origins[i.name])
+            for i in block.inputs
+            if i.name in scope.names
+            and isinstance(scope.names[i.name], int | float | Dim)
+            and not is_library(scope.origins[i.name].source)
+            and scope.origins[i.name] not in seen
+            and scope.origins[i.name] != found.span
+        )
+        return replace(found, notes=(*found.notes, *notes))
+    return replace(found, span=node.span, notes=(Note(f"in `{block.name}` of the library", found.span), *found.notes))
+
+
+def _segment_name(callee: ast.Expr) -> str:
+    match callee:
+        case ast.Name(id=name) | ast.Attribute(name=name):
+            return name
+    fail("E305", f"`{callee.span.text}` has no name that its weights could be kept under", callee.span,
+         help="declare it: `KIND name = ..`")  # fmt: skip
+
+
+def _open(
+    component: Component, segment: str, label: str | None, node: ast.Call, callee: ast.Expr, frame: Frame
+) -> Place:
+    """The place of this use: its declaration's, else a new one named by label or callee, numbered when taken."""
+    if component.place is not None:
+        if label:
+            span = node.callee.span
+            fail(
+                "E208", f"`{component.name}` is declared in a body and owns its weights; a label would change nothing",
+                span, help="leave the label out", edits=(Edit(span, callee.span.text),),
+            )  # fmt: skip
+        return component.place
+    taken = frame.uses.get(segment)
+    if taken is None:
+        place = frame.place.under(segment)
+        frame.uses[segment] = Use(node.callee.span, place)
+        return place
+    if label:
+        fail("E208", f"the label `{label}` is used twice in this body", node.callee.span,
+             help="a label names one use", notes=(Note("it is used here already", taken.span),))  # fmt: skip
+    n = 2
+    while f"{segment}_{n}" in frame.uses:
+        n += 1
+    place = frame.place.under(f"{segment}_{n}")
+    frame.uses[f"{segment}_{n}"] = Use(node.callee.span, place)
+    if not is_library(node.span.source):
+        frame.session.numbered.append(Use(node.callee.span, place, callee.span.text))
+    return place
+
+
+def _arguments(component: Component, arguments: Sequence[ast.Argument], frame: Frame) -> dict[str, tuple[Meaning, Span]]:
+    """What the call itself gives, by input."""
+    block = component.block
+    inputs = [i.name for i in block.inputs]
+    out: dict[str, tuple[Meaning, Span]] = {}
+    position = 0
+    for arg in arguments:
+        name = arg.name
+        if name is None:
+            if position >= len(inputs):
+                fail(
+                    "E207", f"`{component.name}` takes {len(inputs)} inputs, not {position + 1}", frame.at(arg.span),
+                    help=f"{block.name}({', '.join(inputs)})",
+                    notes=(Note("it is declared here", head(block)),),
+                )  # fmt: skip
+            name, position = inputs[position], position + 1
+        elif name not in inputs:
+            _no_input(name, arg, component, inputs, frame)
+        if name in out:
+            fail("E214", f"`{name}` is given twice", frame.at(arg.span), notes=(Note("first here", out[name][1]),))
+        out[name] = (argument(name, arg.value, frame), frame.blame(arg.value) if frame.site else arg.value.span)
+    return out
+
+
+def _no_input(name: str, arg: ast.Argument, component: Component, inputs: Sequence[str], frame: Frame) -> None:
+    if name in ("weights", "kv_cache"):
+        refuse(f"`{name} = ..` (weight and cache formats)", frame.at(arg.span))
+    near = closest(name, inputs)
+    span = Span(arg.span.source, arg.span.start, arg.span.start + len(name))
+    fail(
+        "E204", f"`{component.name}` has no input `{name}`", frame.at(span),
+        help=f"did you mean `{near}`?" if near else f"it has {', '.join(inputs)}",
+        edits=(Edit(span, near),) if near else (), notes=(Note("it is declared here", head(component.block)),),
+    )  # fmt: skip
+
+
+def _arguments_of_defaults(block: ast.Block, frame: Frame) -> Changes:
+    """What `default KIND { .. }` says of this kind, later ones first asked."""
+    return {c.path: c for kind, changes in frame.session.defaults if kind is block for c in changes}
+
+
+def bind_input(
+    wanted: ast.Parameter, explicit: dict[str, tuple[Meaning, Span]], given: tuple[Changes, Changes],
+    component: Component, inner: Frame, node: ast.Call,
+) -> None:  # fmt: skip
+    """One input: from the call, else the component, else `default KIND`, else the signature; then changes inside it."""
+    name, scope = wanted.name, inner.scope
+    defaults, changes = given
+    found = next((c[(name,)] for c in (changes, defaults) if (name,) in c), None)
+    if name in explicit:
+        value, span = explicit[name]
+    elif found is not None:
+        value, span = found.value, found.span
+    elif wanted.default is not None:
+        value, span = argument(name, wanted.default, inner), wanted.default.span
+        if inner.site and isinstance(wanted.default, ast.Name):
+            span = scope.origin(wanted.default.id) or span
+    else:
+        shown = f"`{name}`" if wanted.type is None else f"`{name}: {wanted.type.span.text}`"
+        fail("E206", f"`{component.name}` needs {shown}", inner.at(node.span),
+             help=f"give it in the call, or as an attribute: `{component.name} {{ {name} = .. }}`",
+             notes=(Note("it is declared here", wanted.span),))  # fmt: skip
+    for source in (defaults, changes):
+        for path, change in source.items():
+            if path[0] == name and len(path) > 1:
+                value, span = change_inside(value, path[1:], change, name), change.span
+    if wanted.type is not None:
+        bind_type(wanted, value, span, inner)
+    scope.bind(name, value, span)
+
+
+def with_lets(component: Component, changes: Changes) -> Scope:
+    """The scope a block was declared in; with other values for `let`s of its file where a derivation says so."""
+    inputs = {i.name for i in component.block.inputs}
+    inside = set(segments(component.block))
+    at: Scope | None = component.scope
+    while at is not None and not isinstance(at, FileScope):
+        at = at.parent
+    if at is None or component.scope is not at:
+        return component.scope
+    lets = {p[0]: (c.value, c.span) for p, c in changes.items() if len(p) == 1 and p[0] not in {*inputs, *inside}}
+    lets = {name: v for name, v in lets.items() if name in set(at.lets())}
+    return at.override(lets) if lets else at
+
+
+def inside(block: ast.Block, changes: Changes) -> tuple[Change, ...]:
+    """Changes that name a segment of the body rather than an input."""
+    inputs = {i.name for i in block.inputs}
+    inner = set(segments(block))
+    return tuple(c for c in changes.values() if c.path[0] not in inputs and c.path[0] in inner)
+
+
+def _check_reached(inner: Frame, component: Component) -> None:
+    for change in inner.inside:
+        if change.path[0] not in inner.seen_inside:
+            fail("E204", f"`{component.name}` was not reached at `{change.path[0]}`", change.span)

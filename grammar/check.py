@@ -1,0 +1,90 @@
+"""Names in bodies and formulas that no model uses: misspelt ones are reported all the same."""
+
+from collections.abc import Iterator
+
+from tfc.grammar import ast
+from tfc.grammar.scope import IMPLICIT, FileScope, unknown
+from tfc.grammar.session import Session
+from tfc.grammar.values import Failed, Poisoned
+
+__all__ = ["check_names"]
+
+_TYPES = frozenset(["real"])
+
+
+def check_names(module: ast.Module, scope: FileScope, session: Session) -> None:
+    """Report every name of a block or formula of the file that can mean nothing at all."""
+    for item in module.items:
+        match item:
+            case ast.Role(role=role, inputs=inputs, formula=formula):
+                own = frozenset(i.name for i in inputs) | IMPLICIT.get(role, frozenset())
+                _check(formula, own, scope, session)
+                for given in inputs:
+                    if given.default is not None:
+                        _check(given.default, own, scope, session)
+            case ast.Block(inputs=inputs, body=body):
+                own = frozenset(i.name for i in inputs) | frozenset(_bound(body)) | _lengths(inputs)
+                for statement in body:
+                    _check(statement, own, scope, session)
+
+
+def _lengths(inputs: tuple[ast.Parameter, ...]) -> frozenset[str]:
+    """Capitalized names in types are lengths."""
+    found = (n for i in inputs if i.type is not None for n in _walk(i.type))
+    return frozenset(n.id for n in found if isinstance(n, ast.Name) and n.id[:1].isupper())
+
+
+def _bound(node: object) -> Iterator[str]:
+    """Every name that something within a body binds."""
+    for at in _walk(node):
+        match at:
+            case ast.Equation(target=target, indices=indices):
+                yield target
+                yield from indices or ()
+            case ast.Repeat(name=name) | ast.Declaration(name=name):
+                yield name
+            case ast.ParamDecl(name=name, dims=dims):
+                yield name
+                yield from (n for n, _ in dims if n)
+            case ast.Let(bindings=bindings):
+                yield from (b.name for b in bindings)
+            case ast.Role(name=name, inputs=inputs) | ast.Block(name=name, inputs=inputs):
+                yield name
+                yield from (i.name for i in inputs)
+                yield from _lengths(inputs)
+
+
+def _check(node: object, own: frozenset[str], scope: FileScope, session: Session) -> None:
+    """Report names that are neither bound in the item nor known to the file.
+
+    Words of formulas are let pass: whether they mean something is known where a formula is used. So are the indices of
+    reducers, and whatever a nested item binds: a name wrongly let pass is found when the block is used.
+    """
+    reduced = frozenset(
+        i.id for n in _walk(node) if isinstance(n, ast.Subscript) for i in n.indices if isinstance(i, ast.Name)
+    )
+    for at in _walk(node):
+        if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id == ".." or at.id in _TYPES:
+            continue
+        if any(at.id in names for names in IMPLICIT.values()):
+            continue
+        try:
+            found = scope.find(at.id)
+        except (Failed, Poisoned):
+            continue
+        if found is None:
+            session.report(unknown(at, scope, own))
+
+
+def _walk(node: object) -> Iterator[ast.Node]:
+    """Every node below, in text order; a derivation's attribute names are no nodes."""
+    stack = [node]
+    while stack:
+        at = stack.pop()
+        if isinstance(at, ast.Node):
+            yield at
+            stack.extend(
+                reversed([getattr(at, f) for f in at.__dataclass_fields__ if f not in ("span", "doc", "entries")])
+            )
+        elif isinstance(at, tuple):
+            stack.extend(reversed(at))

@@ -1,0 +1,84 @@
+"""Components made of others: `KIND name = base { .. }`, and changes that reach inside a component or a body."""
+
+from dataclasses import replace
+
+from tfc.diagnostics import Edit, closest
+from tfc.grammar import ast
+from tfc.grammar.evaluate import derive, evaluate
+from tfc.grammar.segments import segments
+from tfc.grammar.session import Frame, fail, refuse
+from tfc.grammar.values import Meaning, Change, Component, describe
+from tfc.source import Span
+
+__all__ = ["change_inside", "component_of", "reach_in"]
+
+
+def component_of(item: ast.Declaration, frame: Frame) -> Component:
+    """`KIND name = base { changes }`: the base, or the kind's own component, with changes."""
+    kind = None if item.kind in ("block", "model") else _kind(item, frame)
+    if item.base is None:
+        if kind is None:
+            fail("E205", f"a {item.kind} is derived from another: `{item.kind} {item.name} = ..`", item.span)
+        base: Meaning = kind
+    else:
+        base = evaluate(item.base, frame)
+        if not isinstance(base, Component):
+            fail("E305", f"`{item.base.span.text}` is {describe(base)}; it cannot be derived from", frame.at(item.base.span))
+        if kind is not None and base.block is not kind.block:
+            fail(
+                "E205", f"`{item.base.span.text}` is a `{base.block.name}`, not a `{item.kind}`", item.base.span,
+                help=f"write `{base.block.name} {item.name} = ..`, or `block {item.name} = ..` for any block",
+                edits=(Edit(_kind_span(item), base.block.name),),
+            )  # fmt: skip
+    return replace(derive(base, item.changes, item.span, frame), name=item.name)
+
+
+def _kind_span(item: ast.Declaration) -> Span:
+    start = item.span.start
+    if item.doc is not None:
+        found = item.span.text.find(f"{item.kind} {item.name}")
+        start += max(found, 0)
+    return Span(item.span.source, start, start + len(item.kind))
+
+
+def _kind(item: ast.Declaration, frame: Frame) -> Component:
+    value = frame.scope.find(item.kind)
+    if isinstance(value, Component):
+        return value
+    kinds = [n for n in frame.scope.known() if isinstance(n, str)]
+    near = closest(item.kind, kinds)
+    span = _kind_span(item)
+    what = "is not known" if value is None else f"is {describe(value)}"
+    fail("E205", f"the kind `{item.kind}` {what}", span, help=f"did you mean `{near}`?" if near else "",
+         edits=(Edit(span, near),) if near else ())  # fmt: skip
+
+
+def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: str) -> Meaning:
+    """`q.biased = yes`: the component given for `q`, changed."""
+    if not isinstance(value, Component):
+        fail("E305", f"`{name}` is {describe(value)}; it has no attribute `{path[0]}`", change.span)
+    kept = tuple(c for c in value.changes if c.path[: len(path)] != path)
+    inputs = [i.name for i in value.block.inputs]
+    if path[0] not in inputs and path[0] not in segments(value.block):
+        if path[0] in ("weights", "kv_cache"):
+            refuse(f"`{path[0]} = ..` (weight and cache formats)", change.span)
+        near = closest(path[0], inputs)
+        fail("E204", f"`{name}` has no attribute `{path[0]}`", change.span, help=f"did you mean `{near}`?" if near else "")
+    return replace(value, changes=(*kept, Change(path, change.value, change.span)))
+
+
+def reach_in(component: Component, segment: str, frame: Frame) -> Component:
+    """The component a segment stands for, changed where a derivation of the body around it reaches in."""
+    for change in frame.inside:
+        if change.path[0] != segment:
+            continue
+        frame.seen_inside.add(segment)
+        if len(change.path) == 1:
+            if not isinstance(change.value, Component):
+                fail("E305", f"`{segment}` is a component; {describe(change.value)} is given", change.span)
+            component = change.value
+        else:
+            changed = change_inside(component, change.path[1:], change, segment)
+            assert isinstance(changed, Component)
+            component = changed
+    return component

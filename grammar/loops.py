@@ -1,0 +1,165 @@
+"""`repeat N as layer { .. }` -> one Repeat with a body program; over a list of unlike things, one turn after another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfc.diagnostics import Note
+from tfc.grammar import ast
+from tfc.grammar.algebra import tensor_of
+from tfc.grammar.assemble import Builder
+from tfc.grammar.evaluate import evaluate
+from tfc.grammar.scope import Scope
+from tfc.grammar.segments import names_read, read_first, targets
+from tfc.grammar.session import LIMITS, Frame, Use, fail, refuse
+from tfc.grammar.values import POISON, Meaning, Component, Place, Poisoned, Tensor, describe, is_number
+from tfc.ir.ops import Repeat
+from tfc.ir.program import Precision
+from tfc.ir.types import DType, Dim, TensorType
+
+__all__ = ["repeat"]
+
+Run = Callable[[Sequence[ast.Item], Frame], Any]
+
+
+def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run) -> None:
+    """The loop; tensors of the body around it that it assigns are carried from turn to turn."""
+    over = evaluate(item.over, frame)
+    for setting in item.settings:
+        name = ".".join(setting.path)
+        if name != "remat":
+            fail("E204", f"`repeat` has no setting `{name}`", setting.span, help="it has remat")
+        if not (isinstance(setting.value, ast.Name) and setting.value.id == "none"):
+            refuse(f"`remat = {setting.value.span.text}`", setting.span, "leave it out, or write `remat = none`")
+    if any(isinstance(i, ast.Return) for i in item.body):
+        at = next(i.span for i in item.body if isinstance(i, ast.Return))
+        fail("E212", "`return` inside `repeat`", at, help="assign a tensor, and return it after the loop")
+    place = _place(item, frame)
+    if isinstance(over, tuple):
+        alike = len(over) > 0 and all(isinstance(v, Component) and v == over[0] for v in over)
+        if alike:
+            _rolled(item, len(over), over[0], place, frame, rest, run)
+        else:
+            _unrolled(item, over, place, frame, run)
+    elif isinstance(over, int) and not isinstance(over, bool):
+        if over < 0 or over > LIMITS["turns"]:
+            fail("E502", f"{over} turns; 0 to {LIMITS['turns']} are allowed", frame.blame(item.over))
+        _rolled(item, over, None, place, frame, rest, run)
+    elif isinstance(over, Dim):
+        fail("E406", f"the number of turns, {over}, is known only when the model is called", item.over.span)
+    else:
+        fail("E305", f"`repeat` takes a number or a list, not {describe(over)}", frame.blame(item.over))
+
+
+def _place(item: ast.Repeat, frame: Frame) -> Place:
+    taken = frame.uses.get(item.name)
+    if taken is not None:
+        fail("E202", f"`{item.name}` names weights of this body already", item.span, notes=(Note("here", taken.span),))
+    place = frame.place.under(item.name)
+    if place.repeated:
+        refuse("a `repeat` inside a block whose weights are shared by several calls", frame.at(item.span))
+    place.repeated = True
+    frame.uses[item.name] = Use(item.span, place)
+    return place
+
+
+def _reached(item: ast.Repeat, frame: Frame) -> tuple[Any, ...]:
+    """Changes that reach into the loop, seen from its body."""
+    inside = []
+    for change in frame.inside:
+        if change.path[0] == item.name:
+            frame.seen_inside.add(item.name)
+            if len(change.path) == 1:
+                fail("E305", f"`{item.name}` is a loop; change something in it: `{item.name}.x = ..`", change.span)
+            inside.append(replace(change, path=change.path[1:]))
+    return tuple(inside)
+
+
+def _rolled(
+    item: ast.Repeat, count: int, element: Meaning | None, place: Place, frame: Frame, rest: tuple[ast.Item, ...], run: Run
+) -> None:
+    """One Repeat: carries are what a turn leaves for the next or for what follows, invariants are captured."""
+    if count == 0:
+        return
+    carried = _carried(item, frame, rest)
+    outer = [_initial(name, frame) for name in carried]
+    builder = Builder(frame.builder)
+    place.builder = builder
+    frame.session.loops[id(builder)] = place.path
+    frame.session.builders.append(builder)
+    scope = Scope(frame.scope)
+    index = builder.input(TensorType((), DType.I32), item.name, item.span)
+    scope.bind(item.name, index if element is None else element, item.span)
+    for name, start in zip(carried, outer, strict=True):
+        made = builder.input(start.type, name, start.span)
+        scope.bind(name, replace(made, fields=start.fields), start.span)
+    later = frozenset(names_read(rest) | names_read(item.body)) | frame.later
+    inner = replace(
+        frame, scope=scope, place=place, builder=builder, uses={}, inside=_reached(item, frame), seen_inside=set(),
+        later=later,
+    )  # fmt: skip
+    run(item.body, inner)
+    ends = [_end(name, start, scope, item, frame) for name, start in zip(carried, outer, strict=True)]
+    body = builder.finish(item.name, tuple(ends), Precision())
+    operands = (*outer, *builder.invariants())
+    op = Repeat(count=count, label=item.name, carries=len(carried), body=body)
+    outs = frame.emit(op, operands, item.span, item.name)
+    for name, out, start in zip(carried, outs, outer, strict=True):
+        frame.builder.hints[out.value.name] = name
+        frame.scope.bind(name, replace(out, fields=start.fields), item.span)
+    for name in targets(item.body):
+        if name not in carried and frame.scope.find(name) is None:
+            frame.session.in_loops[name] = item
+
+
+def _carried(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...]) -> list[str]:
+    """Names assigned in the loop that exist around it, where a later turn or what follows may read them."""
+    later = names_read(rest) | frame.later
+    out = []
+    for name in targets(item.body):
+        exists = frame.scope.find(name)
+        if (isinstance(exists, Tensor) or is_number(exists)) and (name in later or read_first(item.body, name)):
+            out.append(name)
+    return out
+
+
+def _initial(name: str, frame: Frame) -> Tensor:
+    value = frame.scope.find(name)
+    span = frame.scope.origin(name)
+    assert span is not None
+    return tensor_of(value, span, frame)
+
+
+def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame) -> Tensor:
+    """What a turn leaves in a carried name: of the type and with the fields that it found."""
+    value = scope.names[name]
+    if value is POISON:
+        raise Poisoned
+    origin = scope.origins[name]
+    end = tensor_of(value, origin, frame) if isinstance(value, Tensor) else None
+    if end is None:
+        fail("E405", f"`{name}` is {start.type} before a turn and {describe(value)} after it", origin)
+    if end.type != start.type:
+        fail(
+            "E405", f"`{name}` is {start.type} before a turn of `{item.name}` and {end.type} after it", origin,
+            help="what goes from turn to turn keeps its sizes and its type",
+            notes=(Note(f"it is {start.type} here", start.span),),
+        )  # fmt: skip
+    changed = [n for n in {**start.fields, **end.fields} if n not in end.fields or n not in start.fields or not start.fields[n].same(end.fields[n])]
+    if changed:
+        fail("E405", f"the field `{sorted(changed)[0]}` of `{name}` changes in a turn of `{item.name}`", origin,
+             help="set fields before the loop", notes=(Note("it enters the loop from here", start.span),))  # fmt: skip
+    return end
+
+
+def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: Frame, run: Run) -> None:
+    """One turn after another, each with a place of its own: `layer.0`, `layer.1`, .."""
+    inside = _reached(item, frame)
+    for i, element in enumerate(over):
+        scope = Scope(frame.scope)
+        scope.bind(item.name, element, item.span)
+        inner = replace(frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set())
+        run(item.body, inner)
+        for name in targets(item.body):
+            if name in scope.names and frame.scope.find(name) is not None:
+                frame.scope.bind(name, scope.names[name], scope.origins[name])

@@ -1,0 +1,323 @@
+"""The tree of a file -> its program in the IR, its checkpoint names and `let`s: the entered model, written out."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tfc.diagnostics import Diagnostic, Edit, TfcError, closest
+from tfc.grammar import ast, calls
+from tfc.grammar.assemble import Builder
+from tfc.grammar.check import check_names
+from tfc.grammar.components import component_of
+from tfc.grammar.evaluate import argument, derive, evaluate
+from tfc.grammar.inputs import type_of
+from tfc.grammar.library import Library, core_scope, imported
+from tfc.grammar.names import names_map
+from tfc.grammar.params import make_param
+from tfc.grammar.parser import parse
+from tfc.grammar.scope import FileScope, Scope
+from tfc.grammar.session import Frame, Session, fail, refuse
+from tfc.grammar.statements import run_body
+from tfc.grammar.values import NOTHING, Meaning, Change, Component, Failed, Place, Poisoned, RoleRef, Tensor, describe
+from tfc.ir.names import NamesMap
+from tfc.ir.program import Precision, Program
+from tfc.ir.types import DType, Dim, Size, TensorType
+from tfc.source import Source, Span
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a file means: the entered model's program, checkpoint names, `let`s after overriding, warnings."""
+
+    program: Program
+    names: Mapping[str, NamesMap] = field(default_factory=dict)
+    lets: Mapping[str, object] = field(default_factory=dict)
+    doc: str = ""
+    warnings: tuple[Diagnostic, ...] = ()
+
+
+def lower(
+    module: ast.Module, sets: Mapping[str, object] | None = None, model: str | None = None, folder: Path | None = None
+) -> Lowered:
+    """Lower the entered model: the one named, else the last of the file.
+
+    sets: other values for `let`s of this file, as values or as text (`"2"`, `"bf16"`). folder: where imports are
+    looked up. Raises TfcError with every complaint found.
+    """
+    session = Session(sets=sets or {}, inline=calls.inline)
+    with _deep_enough():
+        try:
+            lowered = _Lowering(session, module, folder).run(model)
+        except Failed as failed:
+            session.report(failed.diagnostic)
+            lowered = None
+        except Poisoned:
+            lowered = None
+        except RecursionError:
+            session.report(Diagnostic("E504", "nested too deeply to be understood", module.span))
+            lowered = None
+    if session.diagnostics or lowered is None:
+        raise TfcError(*session.diagnostics)
+    return replace(lowered, warnings=tuple(session.warnings))
+
+
+@contextmanager
+def _deep_enough() -> Iterator[None]:
+    """Room for expressions within blocks within blocks, all limited: about 12 frames a level, 100 levels a body."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 20_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+class _Lowering:
+    """One file on its way: its scope, the root of its parameters, the frame of its top."""
+
+    def __init__(self, session: Session, module: ast.Module, folder: Path | None) -> None:
+        self.session, self.module = session, module
+        self.opened: dict[Path, FileScope] = {}
+        self.chain: list[Path] = []
+        self.builder = Builder()
+        self.root = Place("", self.builder)
+        self.library = Library(session, self.define, core_scope())
+        self.scope = FileScope(session, self.define, self.library, folder, 0)
+        self.scope.add(module)
+        self.overridden: set[str] = set()
+
+    def frame(self, scope: Scope) -> Frame:
+        return Frame(session=self.session, scope=scope, place=self.root, builder=self.builder)
+
+    # ---- items
+
+    def define(self, scope: FileScope, item: ast.Item, name: str) -> Meaning:
+        """The value of an item of a file, when its name is first met."""
+        frame = self.frame(scope)
+        match item:
+            case ast.Let(bindings=bindings):
+                binding = next(b for b in bindings if b.name == name)
+                value = evaluate(binding.value, frame)
+                if scope is self.scope and name in self.session.sets:
+                    return self._override(name, value, binding, frame)
+                return value
+            case ast.Block():
+                return Component(item, scope, name)
+            case ast.Declaration():
+                return component_of(item, frame)
+            case ast.Role():
+                return RoleRef(item, scope)
+            case ast.ParamDecl():
+                return make_param(item, frame)
+            case ast.Import():
+                return imported(item, name, scope, self.opened, self.chain)
+        raise AssertionError(f"{type(item).__name__} declares no name")
+
+    def _override(self, name: str, value: Meaning, binding: ast.Binding, frame: Frame) -> Meaning:
+        """A value given from outside, of the kind that the file gives."""
+        given = self.session.sets[name]
+        self.overridden.add(name)
+        new = _from_text(given, frame, name) if isinstance(given, str) and not isinstance(value, str) else given
+        if isinstance(new, list):
+            new = tuple(new)
+        number = isinstance(value, float) and isinstance(new, int) and not isinstance(new, bool)
+        if number:
+            return float(new)  # type: ignore[arg-type]  # an int, as just asked
+        if type(new) is not type(value):
+            wanted = describe(value)
+            span = binding.span
+            fail("E308", f"`{name}` is {wanted} here; {describe(new)} was given from outside", span,
+                 help=f"give a value of the same kind, for example {name}={binding.value.span.text}")  # fmt: skip
+        return new  # type: ignore[return-value]  # of the type of a value of the language
+
+    # ---- the whole
+
+    def run(self, name: str | None) -> Lowered:
+        self._check_sets()
+        self._precision()
+        self._defaults()
+        check_names(self.module, self.scope, self.session)
+        for item in self.module.items:
+            self._touch(item)
+        entered, component = self._model(name)
+        block = component.block
+        frame = self._enter(component)
+        result = run_body(block.body, frame, block)
+        if not isinstance(result, Tensor):
+            fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", entered.span)
+        program = self.builder.finish(component.name, (result,), self.session.precision, _doc(entered, block))
+        self._warn()
+        maps = {i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)}
+        lets = {n: self.scope.own(n) for n in self.scope.lets()}
+        return Lowered(program, maps, lets, program.doc)
+
+    def _touch(self, item: ast.Item) -> None:
+        """Evaluate an item of the file though nothing may use it, for its complaints."""
+        names: list[str] = []
+        match item:
+            case ast.Let(bindings=bindings):
+                names = [b.name for b in bindings]
+            case ast.Declaration(name=name):
+                names = [name]
+            case ast.Import(alias=alias, names=inner):
+                names = [*([alias] if alias else []), *inner]
+            case ast.Role(inputs=()):
+                self._check_role(item)
+        for name in names:
+            self.scope.own(name)
+
+    def _check_role(self, item: ast.Role) -> None:
+        """The kind of a formula without inputs."""
+        try:
+            call = ast.Name(id=item.name, span=item.formula.span)
+            argument(item.role, call, self.frame(self.scope))
+        except Failed as failed:
+            self.session.report(failed.diagnostic)
+        except Poisoned:
+            pass
+
+    def _check_sets(self) -> None:
+        lets = list(self.scope.lets())
+        for name in self.session.sets:
+            if name not in lets:
+                near = closest(name, lets)
+                have = ", ".join(lets) or "none"
+                self.session.report(
+                    Diagnostic("E211", f"this file has no `let {name}` to override", None,
+                               help=f"did you mean `{near}`?" if near else f"its lets: {have}")  # fmt: skip
+                )
+
+    def _precision(self) -> None:
+        """`default precision { params = f32   compute = bf16   reduce = f32 }`."""
+        for item in self.module.items:
+            if not (isinstance(item, ast.Default) and item.kind == "precision"):
+                continue
+            for setting in item.changes:
+                key = ".".join(setting.path)
+                known = ("params", "compute", "reduce")
+                try:
+                    if key not in known:
+                        near = closest(key, known)
+                        span = Span(setting.span.source, setting.span.start, setting.span.start + len(key))
+                        fail("E204", f"precision has no `{key}`", span, help=f"it has {', '.join(known)}",
+                             edits=(Edit(span, near),) if near else ())  # fmt: skip
+                    value = evaluate(setting.value, self.frame(self.scope))
+                    if not isinstance(value, DType) or not value.floating:
+                        fail("E305", f"`{key}` is bf16, f16, f32 or f64, not {describe(value)}", setting.value.span)
+                    self.session.precision = replace(self.session.precision, **{key: value})
+                except Failed as failed:
+                    self.session.report(failed.diagnostic)
+                except Poisoned:
+                    pass
+
+    def _defaults(self) -> None:
+        """`default linear { biased = yes }`: for every use of the kind."""
+        for item in self.module.items:
+            if not isinstance(item, ast.Default) or item.kind == "precision":
+                continue
+            try:
+                kind = self.scope.find(item.kind)
+                if not isinstance(kind, Component):
+                    near = closest(item.kind, [*self.scope.known(), "precision"])
+                    fail("E205", f"the kind `{item.kind}` is not known", item.span,
+                         help=f"did you mean `{near}`?" if near else "")  # fmt: skip
+                derived = derive(Component(kind.block, kind.scope, kind.name), item.changes, item.span, self.frame(self.scope))
+                self.session.defaults.append((kind.block, derived.changes))
+            except Failed as failed:
+                self.session.report(failed.diagnostic)
+            except Poisoned:
+                pass
+
+    # ---- the model
+
+    def _model(self, name: str | None) -> tuple[ast.Block | ast.Declaration, Component]:
+        models = [i for i in self.module.items if isinstance(i, ast.Block | ast.Declaration) and i.kind == "model"]
+        if not models:
+            fail("E210", "this file has no model to enter", _first_line(self.module.span),
+                 help="`model name(tokens: int[B, T]) { .. }`")  # fmt: skip
+        found = [i for i in models if name is None or i.name == name]
+        if not found:
+            near = closest(str(name), [i.name for i in models])
+            have = ", ".join(i.name for i in models)
+            raise Failed(Diagnostic("E210", f"this file has no model `{name}`", None,
+                                    help=f"did you mean `{near}`?" if near else f"it has {have}"))  # fmt: skip
+        value = self.scope.find(found[-1].name)
+        assert isinstance(value, Component)
+        return found[-1], value
+
+    def _enter(self, component: Component) -> Frame:
+        """The frame of the model's body, its typed inputs declared and the others bound."""
+        block = component.block
+        changes = {c.path: c for c in component.changes}
+        scope = Scope(calls.with_lets(component, changes))
+        frame = replace(self.frame(scope), active=(block,), inside=calls.inside(block, changes))
+        for wanted in block.inputs:
+            try:
+                if wanted.type is not None:
+                    scope.bind(wanted.name, self._input(wanted, frame), wanted.span)
+                elif (wanted.name,) in changes or wanted.default is not None:
+                    calls.bind_input(wanted, {}, ({}, changes), component, frame, block.span)
+                else:
+                    fail("E206", f"the input `{wanted.name}` of a model needs a type, or a default", wanted.span,
+                         help=f"`{wanted.name}: int[B, T]`, `{wanted.name}: real[B, T, 64]`")  # fmt: skip
+            except Failed as failed:
+                self.session.report(failed.diagnostic)
+        return frame
+
+    def _input(self, wanted: ast.Parameter, frame: Frame) -> Tensor:
+        written = type_of(wanted, frame)
+        sizes: list[Size] = []
+        for size in written.sizes:
+            if isinstance(size, str):
+                frame.scope.bind(size, Dim.named(size), wanted.span)
+                sizes.append(Dim.named(size))
+            else:
+                sizes.append(size)
+        default: Size | None = None
+        if wanted.default is not None:
+            value = evaluate(wanted.default, frame)
+            if not isinstance(value, int | Dim) or isinstance(value, bool):
+                fail("E305", f"a model's input is a size where it is not given, not {describe(value)}", wanted.default.span,
+                     help="a whole number or a length: `lengths: int[B] = T`")  # fmt: skip
+            if written.dtype is not DType.I32:
+                refuse(f"a default of an input of type {written.dtype}", wanted.default.span)
+            default = value
+        return self.builder.input(TensorType(tuple(sizes), written.dtype), wanted.name, wanted.span, default)
+
+    def _warn(self) -> None:
+        """Unlabelled second uses that own weights: their paths are numbers that an edit may shift."""
+        for use in self.session.numbered:
+            if next(use.place.owned(), None) is None:
+                continue
+            segment = use.place.path.rsplit(".", 1)[-1]
+            self.session.report(
+                Diagnostic(
+                    "W901", f"this use of `{use.written}` has no label; its weights are called `{use.place.path}`",
+                    use.span, help=f"a label keeps the name when uses are added: `{use.written}@{segment}`",
+                    severity="warning", edits=(Edit(use.span, f"{use.written}@{segment}"),),
+                )  # fmt: skip
+            )
+
+
+def _first_line(span: Span) -> Span:
+    """Where a complaint about a whole file points."""
+    return Span(span.source, 0, max(1, len(span.source.line(1))))
+
+
+def _doc(entered: ast.Block | ast.Declaration, block: ast.Block) -> str:
+    return entered.doc or block.doc or ""
+
+
+def _from_text(given: str, frame: Frame, name: str) -> Meaning:
+    """A value from outside as text, read as the language reads it."""
+    module, _ = parse(Source(f"--set {name}", f"tfm 1 let given = {given}\n"))
+    items = module.items if module else ()
+    if len(items) != 1 or not isinstance(items[0], ast.Let) or len(items[0].bindings) != 1:
+        raise Failed(Diagnostic("E308", f"`{given}` is no value for `{name}`", None))
+    return evaluate(items[0].bindings[0].value, frame)
+
+

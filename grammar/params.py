@@ -1,0 +1,131 @@
+"""`param slope[h: heads] = 2 ^ (-8 * (h + 1) / heads) { trained = no }` -> a parameter of the place it stands in."""
+
+from dataclasses import replace
+from itertools import product as cartesian
+
+from tfc.diagnostics import Note, closest
+from tfc.grammar import ast
+from tfc.grammar.evaluate import evaluate
+from tfc.grammar.numbers import whole
+from tfc.grammar.scope import RESERVED, Scope, reserved
+from tfc.grammar.session import LIMITS, Frame, fail, refuse
+from tfc.grammar.values import Meaning, Builtin, Tensor, describe, is_number
+from tfc.ir.program import Init
+from tfc.ir.types import Size, TensorType, product
+
+__all__ = ["declare_param", "make_param"]
+
+DEFAULT = Init("normal", 0.02)
+"""How a parameter starts that does not say how."""
+
+
+def declare_param(item: ast.ParamDecl, frame: Frame) -> None:
+    """Bind the parameter's name in the body; it is made where it is first read, in this frame."""
+    frame.scope.defer(item.name, lambda: make_param(item, frame), item.span)
+
+
+def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
+    """The parameter of this place, made on first use; a second use must have the same sizes."""
+    if item.name in RESERVED:
+        frame.session.report(reserved(item.name, item.span))
+    shape = tuple(whole(evaluate(size, frame), f"the size `{size.span.text}`", frame.at(size.span)) for _, size in item.dims)
+    for size, (_, node) in zip(shape, item.dims, strict=True):
+        _check_size(size, node, item, frame)
+    elements = product(shape)
+    assert isinstance(elements, int)
+    if elements > LIMITS["elements"]:
+        fail("E502", f"`{item.name}` has {elements} elements; at most {LIMITS['elements']} are allowed", frame.at(item.span))
+    known = frame.place.params.get(item.name)
+    if known is not None:
+        if known.type.shape != shape:
+            fail(
+                "E407", f"`{frame.place.join(item.name)}` has the sizes {list(known.type.shape)}, and here {list(shape)}",
+                frame.at(item.span), help="weights declared once fit one size; declare another, or call a recipe",
+                notes=(Note("it was made here", known.span),),
+            )  # fmt: skip
+        return known
+    trained = _settings(item, frame)
+    init = _init(item, shape, frame)
+    type = TensorType(shape, frame.session.precision.params)
+    path = frame.place.join(item.name)
+    hint = path.removeprefix(f"{_inner(frame)}.") if _inner(frame) else path
+    tensor = frame.place.builder.param(path, hint, type, init, trained, frame.at(item.span))
+    frame.place.params[item.name] = tensor
+    return tensor
+
+
+def _inner(frame: Frame) -> str:
+    """The path of the loop whose turns own the parameter: left out of the value's name."""
+    return frame.session.loops.get(id(frame.place.builder), "")
+
+
+def _check_size(size: Size, node: ast.Expr, item: ast.ParamDecl, frame: Frame) -> None:
+    if not isinstance(size, int):
+        fail(
+            "E406", f"the size {size} of `{item.name}` is known only when the model is called", frame.at(node.span),
+            help="a parameter has the same size whatever comes in",
+        )  # fmt: skip
+    if size < 0:
+        fail("E402", f"the size `{node.span.text}` is {size}", frame.blame(node))
+
+
+def _settings(item: ast.ParamDecl, frame: Frame) -> bool:
+    trained = True
+    for setting in item.settings:
+        name = ".".join(setting.path)
+        if name == "fit":
+            refuse("`fit = ..`", frame.at(setting.span))
+        if name != "trained":
+            near = closest(name, ["trained", "fit"])
+            fail("E204", f"a param has no attribute `{name}`", frame.at(setting.span),
+                 help=f"did you mean `{near}`?" if near else "it has trained")  # fmt: skip
+        value = evaluate(setting.value, frame)
+        if not isinstance(value, bool):
+            fail("E305", f"`trained` is `yes` or `no`, not {describe(value)}", frame.at(setting.span))
+        trained = value
+    return trained
+
+
+def _init(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
+    if item.init is None:
+        return DEFAULT
+    named = [(i, name) for i, (name, _) in enumerate(item.dims) if name is not None]
+    if named:
+        return _table(item, shape, frame)
+    return _as_init(evaluate(item.init, frame), item.init, frame)
+
+
+def _as_init(value: Meaning, node: ast.Expr, frame: Frame) -> Init:
+    if isinstance(value, Init):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Init("zeros") if value == 0 else Init("ones") if value == 1 else Init("constant", float(value))
+    if isinstance(value, Builtin) and value.name == "normal":
+        fail("E206", "`normal` needs its standard deviation", frame.at(node.span), help="normal(0.02)")
+    fail("E305", f"a parameter starts from a number or an initializer, not {describe(value)}", frame.at(node.span),
+         help="zeros, ones, glorot, normal(std), or a formula of named dimensions: `[h: heads] = 2 ^ -h`")  # fmt: skip
+
+
+def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
+    """The initial value computed element by element from the names of its dimensions."""
+    assert item.init is not None
+    sizes = [n for n in shape if isinstance(n, int)]
+    count = product(sizes)
+    assert isinstance(count, int)
+    if count > LIMITS["table"]:
+        fail("E502", f"a table of {count} elements; at most {LIMITS['table']} are computed while compiling", frame.at(item.span))
+    scope = Scope(frame.scope)
+    inner = replace(frame, scope=scope)
+    values: list[float] = []
+    for at in cartesian(*(range(n) for n in sizes)):
+        for i, (name, _) in zip(at, item.dims, strict=True):
+            if name is not None:
+                scope.bind(name, i, item.span)
+        value = evaluate(item.init, inner)
+        if isinstance(value, Init):
+            return value  # `[h: heads] = zeros`: the name is not used
+        if not is_number(value):
+            fail("E305", f"an element of `{item.name}` is {describe(value)}, not a number", frame.at(item.init.span))
+        assert isinstance(value, int | float)
+        values.append(float(value))
+    return Init("table", table=tuple(values))

@@ -1,0 +1,108 @@
+"""The statements of a body, one after another: each binds a name, declares what the body owns, or loops."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tfc.diagnostics import Note
+from tfc.grammar import ast
+from tfc.grammar.components import component_of, reach_in
+from tfc.grammar.equations import index_equation
+from tfc.grammar.evaluate import evaluate, head
+from tfc.grammar.loops import repeat
+from tfc.grammar.params import declare_param
+from tfc.grammar.scope import RESERVED, reserved
+from tfc.grammar.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.values import POISON, Meaning, Component, Failed, Place, Poisoned, RoleRef, Tensor
+from tfc.source import Span
+
+__all__ = ["run_body"]
+
+
+def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = None) -> Meaning:
+    """Run statements in order; the value of `return`. In the user's own text a faulty statement does not stop the rest."""
+    value: Meaning | None = None
+    for i, item in enumerate(body):
+        if value is not None:
+            fail("E212", "nothing after `return` is reached", frame.at(item.span), help="move it up, or remove it")
+        try:
+            if isinstance(item, ast.Return):
+                value = POISON
+                value = evaluate(item.value, frame)
+            else:
+                statement(item, frame, tuple(body[i + 1 :]))
+        except Failed as failed:
+            if frame.site is not None:
+                raise
+            frame.session.report(failed.diagnostic)
+            _poison(item, frame)
+        except Poisoned:
+            _poison(item, frame)
+    if block is not None and value is None:
+        fail("E212", f"the {block.kind} `{block.name}` returns nothing", frame.at(head(block)), help="end it with `return x`")
+    if value is POISON:
+        raise Poisoned
+    return value
+
+
+def _poison(item: ast.Item, frame: Frame) -> None:
+    """What the statement would have named cannot be used, and is not complained about again."""
+    names: Sequence[str] = ()
+    match item:
+        case ast.Equation(target=name) | ast.Declaration(name=name) | ast.ParamDecl(name=name):
+            names = (name,)
+        case ast.Let(bindings=bindings):
+            names = tuple(b.name for b in bindings)
+        case ast.Repeat(body=body):
+            names = tuple(t.target for t in body if isinstance(t, ast.Equation))
+    for name in names:
+        frame.scope.bind(name, POISON, item.span)
+
+
+def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
+    """One statement of a body other than `return`."""
+    match item:
+        case ast.Equation(target=target, indices=None):
+            value = evaluate(item.value, frame)
+            if isinstance(value, Tensor):
+                frame.builder.rename(value, target)
+                if not is_library(item.span.source):
+                    value = replace_span(value, item.span)
+            frame.scope.bind(target, value, item.span)
+        case ast.Equation(target=target):
+            value = index_equation(item, frame)
+            frame.scope.bind(target, replace_span(value, frame.at(item.span)), item.span)
+        case ast.Let(bindings=bindings):
+            for binding in bindings:
+                if binding.name in RESERVED:
+                    frame.session.report(reserved(binding.name, binding.span))
+                frame.scope.bind(binding.name, evaluate(binding.value, frame), binding.value.span)
+        case ast.Declaration():
+            made = component_of(item, frame)
+            made = reach_in(made, item.name, frame)
+            place = _declare(item, frame)
+            frame.scope.bind(item.name, replace(made, place=place), item.span)
+        case ast.ParamDecl():
+            declare_param(item, frame)
+        case ast.Role():
+            frame.scope.bind(item.name, RoleRef(item, frame.scope), item.span)
+        case ast.Block():
+            frame.scope.bind(item.name, Component(item, frame.scope, item.name), item.span)
+        case ast.Repeat():
+            repeat(item, frame, rest, run_body)
+        case ast.Report():
+            refuse("`report`", item.span)
+        case _:
+            fail("E305", f"`{type(item).__name__.lower()}` stands at the top of a file, not in a body", item.span)
+
+
+def replace_span(value: Tensor, span: Span) -> Tensor:
+    return replace(value, span=span)
+
+
+def _declare(item: ast.Declaration, frame: Frame) -> Place:
+    taken = frame.uses.get(item.name)
+    if taken is not None:
+        fail("E202", f"`{item.name}` names weights of this body already", item.span, notes=(Note("here", taken.span),))
+    place = frame.place.under(item.name)
+    frame.uses[item.name] = Use(item.span, place)
+    return place

@@ -1,0 +1,136 @@
+"""Compilation for devices that are not here: ptxas reports, refusals in words, and the real compilers."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tfc import aot
+from tfc.diagnostics import TfcError
+from tfc.targets import FACTS
+
+F32 = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def nvidia():
+    """The compilers for NVIDIA; a test that needs them says what is missing, and fails where TFC_AOT asks for it."""
+    if lacking := aot.missing("h200"):
+        (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
+
+
+def test_what_ptxas_says_is_read():
+    """Two kernels, the second one spilling, as ptxas 13.5 prints them."""
+    said = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'attention_mosaic_gpu_kernel' for 'sm_90a'
+ptxas info    : Function properties for attention_mosaic_gpu_kernel
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 168 registers, used 2 barriers
+ptxas info    : Compile time = 80.289 ms
+ptxas info    : Compiling entry function 'other' for 'sm_100a'
+ptxas info    : Function properties for other
+    24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers
+"""
+    assert aot.parse_ptxas(said) == (
+        aot.KernelUse("attention", "sm_90a", 168, 0, 0, 0),
+        aot.KernelUse("other", "sm_100a", 255, 16, 20, 24),
+    )
+    assert aot.parse_ptxas("nothing of ptxas") == ()
+
+
+def test_the_cpu_is_always_here():
+    done = aot.compile_for("cpu", lambda x, y: x @ y, F32, F32)
+    assert done.memory["arguments"] == 2 * 128 * 128 * 4 and done.memory["results"] == 128 * 128 * 4
+    assert done.cost is not None and done.cost["flops"] == 2 * 128**3
+    assert done.kernels == ()
+
+
+def test_an_artifact_computes_what_the_function_does():
+    pytest.importorskip("flatbuffers")
+    from jax import export
+
+    data = aot.export_for("cpu", lambda x, y: {"sum": x + 2 * y}, F32, F32)
+    x = jnp.arange(128.0 * 128).reshape(128, 128)
+    loaded = export.deserialize(bytearray(data))
+    assert loaded.platforms == ("cpu",)
+    assert jnp.array_equal(loaded.call(x, x)["sum"], 3 * x)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FACTS.items() if f.platform != "cpu"])
+def test_without_its_compiler_a_target_is_refused_by_package(monkeypatch, name):
+    monkeypatch.setattr(aot, "_installed", lambda package: False)
+    monkeypatch.setattr(aot, "ptxas_folder", lambda: "")
+    tpu = FACTS[name].platform == "tpu"
+    expected = ("libtpu",) if tpu else ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
+    assert aot.missing(name) == expected
+    with pytest.raises(TfcError) as caught:
+        aot.compile_for(name, lambda x: x, F32)
+    (found,) = caught.value.diagnostics
+    assert found.code == "E802" and all(p in found.message for p in expected)
+    assert found.help == f"pip install 'tfc[{'tpu' if tpu else 'aot'}]'"
+
+
+def test_every_gpu_has_a_description_that_says_its_facts():
+    for name in ("a100", "h100", "h200", "b200"):
+        text, facts = aot.target_config(FACTS[name]), FACTS[name]
+        major, minor = str(facts.capability).split(".")
+        assert f"cuda_compute_capability {{ major: {major} minor: {minor} }}" in text
+        assert f"core_count: {facts.sms}\n" in text and f'device_description_str: "{facts.title}"' in text
+
+
+def test_kernels_of_another_capability_need_another_process(monkeypatch):
+    """JAX keeps compiled Mosaic kernels without regard to the capability they were compiled for."""
+    monkeypatch.setitem(aot._PROCESS, "mosaic", 9.0)
+    with pytest.raises(TfcError, match="E805"):
+        aot.compile_for("b200", lambda x: x, F32)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", ["h100", "h200"])
+def test_xla_compiles_for_an_absent_gpu(nvidia, name):
+    done = aot.compile_for(name, lambda x, y: jax.nn.gelu(x @ y), F32, F32)
+    assert done.memory["arguments"] == 2 * 128 * 128 * 4
+    assert aot.device(name).device_kind == FACTS[name].title
+
+
+@pytest.mark.aot
+def test_a_kernel_of_ours_compiles_and_tells_its_registers(nvidia, capfd):
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    def tripled(x_ref, out_ref):  # used nowhere else: JAX does not report a kernel that it has compiled before
+        out_ref[...] = 3 * x_ref[...]
+
+    launch = plgpu.kernel(tripled, out_type=F32)
+    done = aot.compile_for("h200", lambda x: launch(x) + 1, F32)
+    (kernel,) = done.kernels
+    assert kernel.name == "tripled" and kernel.architecture == "sm_90a"
+    assert 0 < kernel.registers <= 255 and kernel.spill_stores == kernel.spill_loads == 0
+    assert any(c.startswith("mosaic_gpu") for c in done.calls)
+    assert "ptxas" not in capfd.readouterr().out, "the report is read, not passed on"
+
+    exported = aot.export_for("h200", lambda x: launch(x) + 1, F32)
+    assert jax.export.deserialize(bytearray(exported)).platforms == ("cuda",)
+
+
+@pytest.mark.aot
+def test_cudnn_without_its_library_is_refused_in_words(nvidia):
+    from importlib.util import find_spec
+
+    if find_spec("nvidia.cudnn") is not None:
+        pytest.skip("cuDNN is installed here")
+    q = jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)
+    with pytest.raises(TfcError) as caught:
+        aot.compile_for("h200", lambda q: jax.nn.dot_product_attention(q, q, q, implementation="cudnn"), q)
+    (found,) = caught.value.diagnostics
+    assert found.code == "E803" and "nvidia-cudnn-cu13" in found.help
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", ["v5e", "v6e"])
+def test_xla_compiles_for_an_absent_tpu(name):
+    if aot.missing(name):
+        pytest.skip("pip install 'tfc[tpu]': libtpu is not installed")
+    done = aot.compile_for(name, lambda x, y: x @ y, F32, F32)
+    assert done.cost is not None and done.cost["flops"] >= 2 * 128**3

@@ -1,0 +1,69 @@
+"""`tfc bench`: a suite measured beside its peers on the device at hand, as rows of data and as a table."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfc.bench.results import Row, markdown, read, write
+from tfc.diagnostics import Diagnostic, TfcError
+
+__all__ = ["bench", "render"]
+
+MARKS = ("<!-- results -->\n", "<!-- /results -->")
+
+
+def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: Path, save: bool) -> int:
+    """Measures and prints; with `save`, appends rows to folder/<device>/<suite>.jsonl. Exit code 1 on a wrong result.
+
+    Raises TfcError (E820) where the suite, a peer or the device is not what the suite needs.
+    """
+    from tfc.bench.attention import BenchError, run
+    from tfc.bench.peers import PEERS
+    from tfc.targets import resolve
+
+    if suite != "attention":
+        raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention"))
+    for name in against:
+        if name not in PEERS:
+            raise TfcError(Diagnostic("E820", f"there is no peer `{name}`", help=f"peers are: {', '.join(PEERS)}"))
+    target = resolve("auto")
+    if target.platform != "gpu" or target.capability != 9.0:
+        raise TfcError(
+            Diagnostic(
+                "E820",
+                f"the suite `attention` measures pallas_gpu, which runs on Hopper GPUs; here is {target.name}",
+                help="run it on an H100 or H200; committed results are in benchmarks/results/",
+            )
+        )
+    from tfc.backends.pallas_gpu.attention import KERNEL
+
+    rows: list[Row] = []
+    try:
+        for outcome in run(KERNEL, target, against, only=only, samples=samples):
+            rows += outcome.rows
+            for row in outcome.rows:
+                print(f"{row.case:24} ours {row.ours_ms:.3f} ms, {row.peer} {row.peer_ms:.3f} ms: {row.ratio:.2f}x,"
+                      f" floor {row.floor_ms:.3f} ms, error {row.errors}", flush=True)  # fmt: skip
+            for name, reason in outcome.refusals.items():
+                print(f"{outcome.case.name:24} {name} takes no part: {reason}", flush=True)
+            if save and outcome.rows:
+                device = outcome.rows[0].device.lower().replace(" ", "_")
+                write(folder / device / f"{suite}.jsonl", outcome.rows)
+    except BenchError as error:
+        print(f"not timed: {error}", file=sys.stderr)
+        return 1
+    print(markdown(rows), end="")
+    return 0
+
+
+def render(folder: Path) -> int:
+    """Writes the tables of all committed results between the marks of folder's README.md and the project's."""
+    tables = "\n".join(markdown(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
+    for readme in (folder / "README.md", folder.parent / "README.md"):
+        text = readme.read_text(encoding="utf-8")
+        head, mark, rest = text.partition(MARKS[0])
+        _, end, tail = rest.partition(MARKS[1])
+        if mark and end:
+            readme.write_text(head + mark + tables + end + tail, encoding="utf-8")
+            print(f"wrote {readme}")
+    return 0

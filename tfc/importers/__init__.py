@@ -1,0 +1,1 @@
+"""Checkpoints of other systems turned into parameters under the spec's names."""

@@ -1,0 +1,288 @@
+"""A program, passes and a target turned into a model: parameters in, results out, jitted; weights from and to files."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NoReturn, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfc.backends.binding import bind_call, lengths_of
+from tfc.backends.emit import Emitted, emit
+from tfc.backends.kernel import Target
+from tfc.backends.reach import indexed
+from tfc.diagnostics import Diagnostic, TfcError
+from tfc.ir.names import NamesMap
+from tfc.ir.param_map import ParamMap
+from tfc.ir.program import Program
+from tfc.ir.types import Dim, bind
+from tfc.params import apply, files, tree
+from tfc.params.initial import initial
+
+__all__ = ["Model", "Optimized", "Packed"]
+
+Array = jax.Array
+Params = Mapping[str, Any]
+
+
+class Optimized(Protocol):
+    """What the passes give: `tfc.passes.pipeline.Result`."""
+
+    @property
+    def program(self) -> Program: ...
+    @property
+    def map(self) -> ParamMap: ...
+    @property
+    def stages(self) -> Sequence[Any]: ...
+    @property
+    def notes(self) -> Sequence[Any]: ...
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """Parameters as the passes made them: a pytree of arrays, by dotted path.
+
+    held: the sites where a pass was held back because these values do not allow it; static, as the program that
+    takes the arrays depends on it.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], held: frozenset[str] = frozenset()) -> None:
+        self.arrays = dict(sorted(arrays.items()))
+        self.held = held
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], frozenset[str]]]:
+        return tuple(self.arrays.values()), (tuple(self.arrays), self.held)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[tuple[str, ...], frozenset[str]], leaves: Sequence[Any]) -> "Packed":
+        return cls(dict(zip(aux[0], leaves, strict=True)), aux[1])
+
+    def __repr__(self) -> str:
+        held = f", held back at {', '.join(sorted(self.held))}" if self.held else ""
+        return f"Packed({len(self.arrays)} arrays{held})"
+
+
+class Model:
+    """A compiled model. Call it with parameters and inputs; the rest of its methods concern parameters.
+
+    Parameters are a nested dict with the spec's paths, one leading axis for each enclosing `repeat`.
+    """
+
+    def __init__(
+        self,
+        lowered: Program,
+        optimize: Callable[[frozenset[str]], Optimized],
+        target: Target,
+        implementation: str | None = None,
+        names: Mapping[str, NamesMap] | None = None,
+    ) -> None:
+        """optimize: the passes, given the sites to hold back. Raises TfcError as `emit` does."""
+        self.lowered = lowered
+        self.target = target
+        self.implementation = implementation
+        self.names = dict(names or {})
+        self._optimize = optimize
+        self._variants: dict[frozenset[str], tuple[Optimized, Emitted]] = {}
+        self._variant(frozenset())
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{i.value.name}: {i.value.type}" for i in self.lowered.inputs)
+        return f"Model {self.lowered.name}({takes}) for {self.target.name}"
+
+    def _variant(self, held: frozenset[str]) -> tuple[Optimized, Emitted]:
+        """The program with passes held back at those sites."""
+        if held not in self._variants:
+            result = self._optimize(held)
+            self._variants[held] = result, emit(result.program, self.target, self.implementation)
+        return self._variants[held]
+
+    @property
+    def program(self) -> Program:
+        """The program after all passes."""
+        return self._variant(frozenset())[0].program
+
+    # --- parameters
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters. key: `jax.random.key(0)`."""
+        return tree.nest(initial(self.lowered.stored(), key))
+
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Parameters from a safetensors file with tfc's own names, as `save` writes them.
+
+        Raises TfcError (E601 to E607), naming each parameter and both shapes.
+        """
+        found = files.load(path, self.lowered.stored())
+        return tree.nest({name: jnp.asarray(x) for name, x in found.items()})
+
+    def save(self, params: "Params | Packed", path: str | os.PathLike[str]) -> None:
+        """Writes parameters (unpacked, if need be) to a safetensors file: `layer.3.look.q.weight` for turn 3."""
+        flat = tree.flatten(self.unpack(params) if isinstance(params, Packed) else params)
+        self._check(flat)
+        files.save(flat, path, self.lowered.stored())
+
+    def pack(self, params: Params) -> Packed:
+        """What the passes make of the parameters: done once, for serving.
+
+        A pass that needs values to be other than they are (a norm's scale without zeros, say) is held back at that
+        place. Under a trace values cannot be seen, and nothing is held back.
+        Raises TfcError (E601 to E605) for parameters that are not those of the model.
+        """
+        flat = tree.flatten(params)
+        self._check(flat)
+        held: frozenset[str] = frozenset()
+        concrete = not any(isinstance(x, jax.core.Tracer) for x in flat.values())
+        while concrete:
+            failing = apply.failing_guards(self._variant(held)[0].map, flat)
+            if not failing:
+                break
+            held |= {g.site for g in failing}
+        return Packed(apply.pack(self._variant(held)[0].map, flat), held)
+
+    def unpack(self, packed: Packed) -> dict[str, Any]:
+        """The parameters that `pack` was given, to rounding where a pass computed with them."""
+        return tree.nest(apply.unpack(self._variant(packed.held)[0].map, packed.arrays))
+
+    def _check(self, flat: Mapping[str, Any]) -> None:
+        try:
+            tree.check(flat, self.lowered.stored())
+        except TfcError as e:
+            raise TfcError(*files.few(e.diagnostics)) from None
+
+    # --- calls
+
+    def __call__(self, params: "Params | Packed", *inputs: Any, **named: Any) -> Any:
+        """The model's result, or a tuple of several. Jitted; differentiable in `params` and in real inputs.
+
+        params: a nested dict (packed inside the jit) or what `pack` gave. inputs: in the order declared, or by name.
+        Values are looked at where they are known, outside of traces: row numbers of tables, and lengths. Raises
+        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 where the target is not this machine.
+        """
+        given = self._given(inputs, named)
+        self._present()
+        self._look(given)
+        results = self._jitted(params, given)
+        return results[0] if len(results) == 1 else results
+
+    @cached_property
+    def _jitted(self) -> Callable[[Any, Mapping[str, Any]], tuple[Array, ...]]:
+        return jax.jit(self._run)
+
+    def _run(self, params: "Params | Packed", given: Mapping[str, Array]) -> tuple[Array, ...]:
+        bound = bind_call(self.lowered, given)
+        empty = [name for name, n in bound.lengths.items() if n == 0]
+        if empty:
+            shapes = ", ".join(f"`{i.value.name}` {i.value.type}" for i in bound.program.inputs)
+            raise TfcError(Diagnostic("E706", f"{' and '.join(empty)} = 0 in {shapes}", help="an empty call has no result"))
+        packed = params if isinstance(params, Packed) else self.pack(params)
+        result, emitted = self._variant(packed.held)
+        tree.check({s.path: packed.arrays[s.path] for s in result.program.stored() if s.path in packed.arrays}, result.program.stored())
+        return emitted(packed.arrays, given)
+
+    def _given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments by name. Raises TfcError (E701) for too many, or one given twice."""
+        declared = [i.value.name for i in self.lowered.inputs]
+        takes = f"it takes {', '.join(declared)}"
+        if len(inputs) > len(declared):
+            fact = f"{self.lowered.name} was given {len(inputs)} arguments"
+            raise TfcError(Diagnostic("E701", fact, help=takes))
+        given = dict(zip(declared, inputs, strict=False))
+        twice = [name for name in named if name in given]
+        if twice:
+            raise TfcError(Diagnostic("E701", f"{self.lowered.name} was given `{twice[0]}` twice", help=takes))
+        return {name: _array(name, x) for name, x in (given | dict(named)).items()}
+
+    def _present(self) -> None:
+        """Raises TfcError (E815) where the target's kernels cannot run here."""
+        here = jax.default_backend()
+        if self.target.interpret or self.target.platform in ("cpu", here):
+            return
+        fact = f"the model is compiled for {self.target.name}, and JAX runs on {here} here"
+        hint = "target='auto' takes what is here; `tfc compile` compiles for devices that are elsewhere"
+        raise TfcError(Diagnostic("E815", fact, help=hint))
+
+    def _look(self, given: Mapping[str, Any]) -> None:
+        """Values that are known now, against the tables they index and the lengths they cut.
+
+        Raises TfcError: E704 for a row that a table lacks, E705 for a length.
+        """
+        faults: list[Diagnostic] = []
+        for use in self._tables:
+            if use.input in given and (fault := _outside(use.input, given[use.input], 0, use.rows - 1)):
+                help = f"it indexes `{use.table}`, whose rows are 0..{use.rows - 1}"
+                faults.append(Diagnostic("E704", fault, help=help))
+        lengths = lengths_of(self.lowered, given)
+        for i in self.lowered.inputs:
+            # what a length stands for when left out is the most it can be; a plain number is a value like others
+            most = bind(i.default, lengths) if isinstance(i.default, Dim) else None
+            name = i.value.name
+            if isinstance(most, int) and name in given and (fault := _outside(name, given[name], 1, most)):
+                faults.append(Diagnostic("E705", fault, help=f"a length here is 1..{most}, and {most} if left out"))
+        if faults:
+            raise TfcError(*faults)
+
+    @cached_property
+    def _tables(self) -> Sequence[Any]:
+        return indexed(self.lowered)
+
+    # --- reports, and what is not built yet
+
+    def explain(self, **lengths: int) -> Any:
+        """Which kernel runs each operation, and why; costs. lengths: `B=8, T=512`; those left out get defaults."""
+        from tfc import explain
+
+        result = self._variant(frozenset())[0]
+        return explain.explain(
+            result.program,
+            self.target,
+            explain.default_lengths(result.program, lengths),
+            self.implementation,
+            stages=[stage.name for stage in result.stages[1:]],
+            notes=result.notes,
+        )
+
+    def init_cache(self, *args: Any, **named: Any) -> NoReturn:
+        """Not built yet."""
+        _later("init_cache")
+
+    def decode(self, *args: Any, **named: Any) -> NoReturn:
+        """Not built yet."""
+        _later("decode")
+
+    def generate(self, *args: Any, **named: Any) -> NoReturn:
+        """Not built yet."""
+        _later("generate")
+
+
+def _later(name: str) -> NoReturn:
+    hint = "call the model on whole sequences"
+    raise TfcError(Diagnostic("E816", f"decoding with a cache is not built yet: `{name}`", help=hint))
+
+
+def _array(name: str, x: Any) -> Any:
+    """What JAX and numpy hold as it is, anything else as numpy reads it. Raises TfcError (E703) for what is no array."""
+    if isinstance(x, jax.Array | np.ndarray):
+        return x
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        raise TfcError(Diagnostic("E703", f"`{name}` is a list of unequal lengths, not an array")) from None
+    if array.dtype.kind not in "biuf":
+        raise TfcError(Diagnostic("E703", f"`{name}` is {type(x).__name__}, not an array of numbers"))
+    return array
+
+
+def _outside(name: str, x: Any, low: int, high: int) -> str:
+    """The first element that is not in low..high, in words; nothing for a tracer, whose values are not known."""
+    if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.integer):
+        return ""
+    values = np.asarray(x)
+    wrong = (values < low) | (values > high)
+    if not wrong.any():
+        return ""
+    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    place = f"[{', '.join(map(str, map(int, at)))}]" if at else ""
+    more = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
+    return f"`{name}{place}` is {int(values[at])}, outside {low}..{high}{more}"

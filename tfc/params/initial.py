@@ -1,0 +1,49 @@
+"""A stored parameter and a random key turned into the array that it starts as."""
+
+import math
+import zlib
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfc.ir.program import Stored
+from tfc.params.tree import DTYPES
+
+__all__ = ["initial", "start"]
+
+Array = jax.Array
+
+
+def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
+    """Every parameter by path. Each draws from a key of its own, made of `key` and its path: adding a parameter
+    to a spec leaves the others as they were."""
+    return {p.path: start(p, jax.random.fold_in(key, zlib.crc32(p.path.encode()))) for p in stored}
+
+
+def start(param: Stored, key: Array) -> Array:
+    """One parameter, drawn in float32 and rounded to its type.
+
+    `glorot` is uniform within sqrt(6 / (K + O)) for a weight [K, O] (Glorot, Bengio 2010); of a stack, each turn
+    draws for itself. A table is the same in every turn.
+    """
+    shape, dtype = param.type.ints, DTYPES[param.type.dtype]
+    own = shape[len(param.repeats) :]
+    init = param.init
+    match init.kind:
+        case "zeros":
+            return jnp.zeros(shape, dtype)
+        case "ones":
+            return jnp.ones(shape, dtype)
+        case "constant":
+            return jnp.full(shape, init.value, dtype)
+        case "normal":
+            return (init.value * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        case "glorot":
+            fan = sum(own[-2:]) if len(own) > 1 else 2 * math.prod(own)
+            limit = math.sqrt(6 / fan)
+            return jax.random.uniform(key, shape, jnp.float32, -limit, limit).astype(dtype)
+        case "table":
+            return jnp.asarray(np.broadcast_to(np.reshape(init.table, own), shape), dtype)
+    raise ValueError(f"{param.path} starts as `{init.kind}`, which is no start of its own")
