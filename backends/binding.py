@@ -68,7 +68,11 @@ def bind_call(program: Program, given: Mapping[str, Array]) -> Bound:
     inputs = {}
     for i in bound.inputs:
         name, dtype = i.value.name, DTYPES[i.value.type.dtype]
-        inputs[name] = given[name].astype(dtype) if name in given else jnp.full(i.value.type.ints, i.default, dtype)
+        if name in given:
+            inputs[name] = given[name].astype(dtype)
+        else:
+            assert isinstance(i.default, int), f"{name} has no default that the lengths fix"
+            inputs[name] = jnp.full(i.value.type.ints, i.default, dtype)
     return Bound(bound, lengths, inputs)
 
 
@@ -115,7 +119,7 @@ def _fit(
 def _same_kind(x: Array, dtype: DType) -> bool:
     if dtype is DType.I32:
         return bool(jnp.issubdtype(x.dtype, jnp.integer))
-    return x.dtype == DTYPES[dtype]
+    return bool(x.dtype == DTYPES[dtype])
 
 
 def _rank_help(x: Array, expected: TensorType) -> str:

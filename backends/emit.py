@@ -1,4 +1,4 @@
-"""A program and a target turned into a function of parameters and inputs, with a report of every choice and its reasons.
+"""A program and a target turned into a function of parameters and inputs, with a report of every choice and why.
 
 Shapes are bound when the function is traced, from the inputs' shapes. Each equation becomes a call of the first
 kernel that serves it, a `repeat` a `lax.scan` over its stacked parameters, so compile time does not grow with depth.
@@ -90,7 +90,9 @@ class Emitted:
         Raises TfcError (E702) where a length is missing.
         """
         bound = self.program.bind(lengths)
-        missing = sorted({n for i in bound.inputs for s in i.value.type.shape if not isinstance(s, int) for n in s.names})
+        missing = sorted(
+            {n for i in bound.inputs for s in i.value.type.shape if not isinstance(s, int) for n in s.names}
+        )
         if missing:
             raise TfcError(Diagnostic("E702", f"a plan needs a number for {', '.join(missing)}"))
         verify(bound)

@@ -7,9 +7,9 @@ from tfc.diagnostics import Note
 from tfc.formula.expr import INFIX, PRIMITIVES, Apply, Const, Expr, FormulaError, Kind, Read, Var, kind_of
 from tfc.grammar.numbers import fold, foldable
 from tfc.grammar.session import LIMITS, Frame, fail
-from tfc.grammar.values import Meaning, Formula, Tensor, describe, is_number
+from tfc.grammar.values import Formula, Meaning, Tensor, describe, is_number
 from tfc.ir.ops import Elementwise, promote
-from tfc.ir.types import DType, Dim
+from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
 
 __all__ = ["combine", "formula_of", "leaf", "merge_fields", "operate", "tensor_of"]
@@ -105,7 +105,13 @@ def _check_kind(fn: str, arg: Formula, frame: Frame) -> None:
     wanted = {"bool": "booleans", "int": "whole numbers", "number": "numbers"}[takes]
     shown = INFIX[fn][0] if fn in INFIX else fn
     kind = "whole" if arg.kind is Kind.INT else str(arg.kind)
-    help = "compare it (`x > 0`)" if takes == "bool" else "choose with `if(condition, 1, 0)`" if arg.kind is Kind.BOOL else ""
+    help = (
+        "compare it (`x > 0`)"
+        if takes == "bool"
+        else "choose with `if(condition, 1, 0)`"
+        if arg.kind is Kind.BOOL
+        else ""
+    )
     fail("E301", f"`{shown}` takes {wanted}; `{arg.span.text}` is {kind}", frame.at(arg.span), help=help)
 
 
@@ -162,16 +168,20 @@ def elementwise(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) 
 
 
 def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], frame: Frame) -> None:
-    shown = [Formula(Var("x", a.type.dtype.kind), a.type.dtype.kind, s) for a, (_, s) in zip(args, operands, strict=True)]
+    shown = [
+        Formula(Var("x", a.type.dtype.kind), a.type.dtype.kind, s) for a, (_, s) in zip(args, operands, strict=True)
+    ]
     if fn == "where":
         if shown[0].kind is not Kind.BOOL:
-            fail("E301", f"`if` asks a boolean first; `{shown[0].span.text}` is {args[0].type}", frame.at(shown[0].span))
+            fail(
+                "E301", f"`if` asks a boolean first; `{shown[0].span.text}` is {args[0].type}", frame.at(shown[0].span)
+            )
         return
     for a in shown:
         _check_kind(fn, a, frame)
 
 
-def broadcast_shape(args: Sequence[Tensor]) -> tuple[int | Dim, ...]:
+def broadcast_shape(args: Sequence[Tensor]) -> tuple[Size, ...]:
     longest = max((a.type.shape for a in args), key=len)
     out = list(longest)
     for a in args:
@@ -181,9 +191,7 @@ def broadcast_shape(args: Sequence[Tensor]) -> tuple[int | Dim, ...]:
     return tuple(out)
 
 
-def _check_shapes(
-    fn: str, args: Sequence[Tensor], operands: Sequence[Operand], span: Span, frame: Frame
-) -> None:
+def _check_shapes(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], span: Span, frame: Frame) -> None:
     out = broadcast_shape(args)
     for arg in args:
         for i in range(1, arg.type.rank + 1):
@@ -201,7 +209,9 @@ def _check_shapes(
             )
 
 
-def merge_fields(args: Sequence[Tensor], shape: tuple[int | Dim, ...], span: Span, frame: Frame) -> Mapping[str, Tensor]:
+def merge_fields(
+    args: Sequence[Tensor], shape: tuple[int | Dim, ...], span: Span, frame: Frame
+) -> Mapping[str, Tensor]:
     """The fields that a result of that shape keeps from its operands; one name with two values is an error."""
     out: dict[str, Tensor] = {}
     for arg in args:
@@ -215,5 +225,3 @@ def merge_fields(args: Sequence[Tensor], shape: tuple[int | Dim, ...], span: Spa
                 )  # fmt: skip
             out[name] = value
     return out
-
-

@@ -1,6 +1,7 @@
 """`attend(q, k, v, ..)` -> rotations, scores, score, mask, weights and mix; formulas bound to slots and fields."""
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 from tfc.diagnostics import Edit, Note
 from tfc.formula.expr import (
@@ -35,9 +36,7 @@ __all__ = ["attend"]
 Sides = Mapping[Side, Tensor]
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Given], node: ast.Call, frame: Frame
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Given], node: ast.Call, frame: Frame) -> Tensor:
     """q [B, N, H, D], k [B, M, G, D], v [B, M, G, Dv] -> [B, N, H, Dv], one operation for each step."""
     _check_shapes(q, k, v, node.span, frame)
     sides: Sides = {"q": q, "k": k}
@@ -78,10 +77,17 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, span: Span, frame: Frame) -> 
             )  # fmt: skip
     if (q.type.shape[0], q.type.shape[3]) != (k.type.shape[0], k.type.shape[3]) or q.type.dtype is not k.type.dtype:
         notes = (Note(f"q is {q.type}, from here", q.span), Note(f"k is {k.type}, from here", k.span))
-        fail("E401", f"q {q.type} does not fit k {k.type}: batch, head_dim and type must agree", frame.at(span), notes=notes)
+        fail(
+            "E401",
+            f"q {q.type} does not fit k {k.type}: batch, head_dim and type must agree",
+            frame.at(span),
+            notes=notes,
+        )
     if v.type.shape[:3] != k.type.shape[:3]:
         notes = (Note(f"k is {k.type}, from here", k.span), Note(f"v is {v.type}, from here", v.span))
-        fail("E401", f"k {k.type} does not fit v {v.type}: all but the last size must agree", frame.at(span), notes=notes)
+        fail(
+            "E401", f"k {k.type} does not fit v {v.type}: all but the last size must agree", frame.at(span), notes=notes
+        )
     heads, groups = q.type.shape[2], k.type.shape[2]
     if not (isinstance(heads, int) and isinstance(groups, int)):
         fail("E406", f"{heads} heads over {groups}: both must be known while compiling", frame.at(span))
@@ -113,7 +119,9 @@ def _rotate(sides: Sides, options: Mapping[str, Given], node: ast.Call, frame: F
         fail("E402", f"{dims} channels of {q.type.last} cannot turn in pairs", frame.at(where))
     pairing = options["pairing"].value if "pairing" in options else "half"
     if pairing not in ("half", "interleaved"):
-        fail("E305", f'`pairing` is "half" or "interleaved", not {describe(pairing)}', frame.at(options["pairing"].span))
+        fail(
+            "E305", f'`pairing` is "half" or "interleaved", not {describe(pairing)}', frame.at(options["pairing"].span)
+        )
     formula = formula_of(given.value, given.span, frame)
     angle = _real(substitute(formula.expr, {Var("pairs", Kind.INT): Const(dims // 2)}))
     if slots(angle):
@@ -179,7 +187,7 @@ def _load(held: Tensor, side: Side, leaf: Expr, frame: Frame) -> Load:
     return Load(frame.session.slot(held), side, held.type.dtype.kind)
 
 
-def _no_field(leaf: Field, default: Span, sides: Sides, frame: Frame) -> None:
+def _no_field(leaf: Field, default: Span, sides: Sides, frame: Frame) -> NoReturn:
     span = _span_of(leaf, default, frame)
     have = ", ".join(sorted(sides[leaf.side].fields)) or "none"
     what = "queries" if leaf.side == "q" else "keys"
@@ -204,13 +212,12 @@ def _check_kinds(expr: Expr, loads: Mapping[Expr, Expr], default: Span, frame: F
     kinds = [_check_kinds(a, loads, default, frame) for a in expr.args]
     try:
         return kind_of(
-            Apply(expr.fn, tuple(a if isinstance(a, Const) else Var("x", k) for a, k in zip(expr.args, kinds, strict=True)))
+            Apply(
+                expr.fn,
+                tuple(a if isinstance(a, Const) else Var("x", k) for a, k in zip(expr.args, kinds, strict=True)),
+            )
         )
     except FormulaError as error:
-        shown = ", ".join(
-            f"`{_span_of(a, default, frame).text}` is {k}" for a, k in zip(expr.args, kinds, strict=True)
-        )
+        shown = ", ".join(f"`{_span_of(a, default, frame).text}` is {k}" for a, k in zip(expr.args, kinds, strict=True))
         message = str(error).replace("`x`", f"`{_span_of(expr, default, frame).text}`")
         fail("E301", f"{message}: {shown}", frame.at(_span_of(expr, default, frame)))
-
-

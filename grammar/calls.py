@@ -6,19 +6,20 @@ from dataclasses import replace
 from tfc.diagnostics import Diagnostic, Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.components import change_inside, reach_in
-from tfc.grammar.evaluate import argument, enter, head
+from tfc.grammar.evaluate import argument, enter
 from tfc.grammar.inputs import bind_type
 from tfc.grammar.scope import FileScope, Scope
-from tfc.grammar.segments import segments
+from tfc.grammar.segments import head, segments
 from tfc.grammar.session import Frame, Use, fail, is_library, refuse
 from tfc.grammar.statements import run_body
-from tfc.grammar.values import Meaning, Change, Component, Failed, Place, Tensor, describe
+from tfc.grammar.values import Change, Component, Failed, Meaning, Place, Tensor, describe
 from tfc.ir.types import Dim
 from tfc.source import Span
 
 __all__ = ["Changes", "bind_input", "inline", "inside", "with_lets"]
 
 Changes = dict[tuple[str, ...], Change]
+Explicit = dict[str, tuple[Meaning, Span]]
 
 
 def inline(component: Component, node: ast.Call, label: str | None, callee: ast.Expr, frame: Frame) -> Meaning:
@@ -40,7 +41,7 @@ def inline(component: Component, node: ast.Call, label: str | None, callee: ast.
     )  # fmt: skip
     try:
         for wanted in block.inputs:
-            bind_input(wanted, explicit, given, component, inner, node)
+            bind_input(wanted, explicit, given, component, inner, node.span)
         value = run_body(block.body, inner, block)
     except Failed as failed:
         if library:
@@ -107,11 +108,13 @@ def _open(
     return place
 
 
-def _arguments(component: Component, arguments: Sequence[ast.Argument], frame: Frame) -> dict[str, tuple[Meaning, Span]]:
+def _arguments(
+    component: Component, arguments: Sequence[ast.Argument], frame: Frame
+) -> dict[str, tuple[Meaning, Span]]:
     """What the call itself gives, by input."""
     block = component.block
     inputs = [i.name for i in block.inputs]
-    out: dict[str, tuple[Meaning, Span]] = {}
+    out: Explicit = {}
     position = 0
     for arg in arguments:
         name = arg.name
@@ -149,8 +152,8 @@ def _arguments_of_defaults(block: ast.Block, frame: Frame) -> Changes:
 
 
 def bind_input(
-    wanted: ast.Parameter, explicit: dict[str, tuple[Meaning, Span]], given: tuple[Changes, Changes],
-    component: Component, inner: Frame, node: ast.Call,
+    wanted: ast.Parameter, explicit: Explicit, given: tuple[Changes, Changes],
+    component: Component, inner: Frame, at: Span,
 ) -> None:  # fmt: skip
     """One input: from the call, else the component, else `default KIND`, else the signature; then changes inside it."""
     name, scope = wanted.name, inner.scope
@@ -166,7 +169,7 @@ def bind_input(
             span = scope.origin(wanted.default.id) or span
     else:
         shown = f"`{name}`" if wanted.type is None else f"`{name}: {wanted.type.span.text}`"
-        fail("E206", f"`{component.name}` needs {shown}", inner.at(node.span),
+        fail("E206", f"`{component.name}` needs {shown}", inner.at(at),
              help=f"give it in the call, or as an attribute: `{component.name} {{ {name} = .. }}`",
              notes=(Note("it is declared here", wanted.span),))  # fmt: skip
     for source in (defaults, changes):
@@ -181,13 +184,15 @@ def bind_input(
 def with_lets(component: Component, changes: Changes) -> Scope:
     """The scope a block was declared in; with other values for `let`s of its file where a derivation says so."""
     inputs = {i.name for i in component.block.inputs}
-    inside = set(segments(component.block))
+    if all(path[0] in inputs for path in changes):
+        return component.scope
+    inner = set(segments(component.block))
     at: Scope | None = component.scope
     while at is not None and not isinstance(at, FileScope):
         at = at.parent
     if at is None or component.scope is not at:
         return component.scope
-    lets = {p[0]: (c.value, c.span) for p, c in changes.items() if len(p) == 1 and p[0] not in {*inputs, *inside}}
+    lets = {p[0]: (c.value, c.span) for p, c in changes.items() if len(p) == 1 and p[0] not in {*inputs, *inner}}
     lets = {name: v for name, v in lets.items() if name in set(at.lets())}
     return at.override(lets) if lets else at
 
@@ -195,6 +200,8 @@ def with_lets(component: Component, changes: Changes) -> Scope:
 def inside(block: ast.Block, changes: Changes) -> tuple[Change, ...]:
     """Changes that name a segment of the body rather than an input."""
     inputs = {i.name for i in block.inputs}
+    if all(path[0] in inputs for path in changes):
+        return ()
     inner = set(segments(block))
     return tuple(c for c in changes.values() if c.path[0] not in inputs and c.path[0] in inner)
 

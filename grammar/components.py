@@ -7,7 +7,7 @@ from tfc.grammar import ast
 from tfc.grammar.evaluate import derive, evaluate
 from tfc.grammar.segments import segments
 from tfc.grammar.session import Frame, fail, refuse
-from tfc.grammar.values import Meaning, Change, Component, describe
+from tfc.grammar.values import Change, Component, Meaning, describe
 from tfc.source import Span
 
 __all__ = ["change_inside", "component_of", "reach_in"]
@@ -23,7 +23,11 @@ def component_of(item: ast.Declaration, frame: Frame) -> Component:
     else:
         base = evaluate(item.base, frame)
         if not isinstance(base, Component):
-            fail("E305", f"`{item.base.span.text}` is {describe(base)}; it cannot be derived from", frame.at(item.base.span))
+            fail(
+                "E305",
+                f"`{item.base.span.text}` is {describe(base)}; it cannot be derived from",
+                frame.at(item.base.span),
+            )
         if kind is not None and base.block is not kind.block:
             fail(
                 "E205", f"`{item.base.span.text}` is a `{base.block.name}`, not a `{item.kind}`", item.base.span,
@@ -63,7 +67,12 @@ def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: s
         if path[0] in ("weights", "kv_cache"):
             refuse(f"`{path[0]} = ..` (weight and cache formats)", change.span)
         near = closest(path[0], inputs)
-        fail("E204", f"`{name}` has no attribute `{path[0]}`", change.span, help=f"did you mean `{near}`?" if near else "")
+        fail(
+            "E204",
+            f"`{name}` has no attribute `{path[0]}`",
+            change.span,
+            help=f"did you mean `{near}`?" if near else "",
+        )
     return replace(value, changes=(*kept, Change(path, change.value, change.span)))
 
 

@@ -10,7 +10,7 @@ from tfc.grammar.algebra import merge_fields, tensor_of
 from tfc.grammar.attend import attend
 from tfc.grammar.numbers import whole
 from tfc.grammar.session import Frame, fail
-from tfc.grammar.values import Meaning, Given, Tensor, describe
+from tfc.grammar.values import Given, Meaning, Tensor, describe
 from tfc.ir.ops import Concat, Op, Reduction, Reshape, Take
 from tfc.ir.program import Init
 from tfc.ir.types import DType
@@ -112,8 +112,11 @@ def _reduce(c: Call) -> Meaning:
         fail("E401", f"`{c.function.name}` of {x.type}, which has no axis", c.frame.at(c.span))
     if not x.type.dtype.floating:
         if c.function.name == "mean" or x.type.dtype is DType.BOOL:
-            fail("E301", f"`{c.function.name}` takes numbers; `{c.given['x'].span.text}` is {x.type}", c.frame.at(c.span),
-                 help="`if(x, 1.0, 0.0)` makes numbers of booleans")  # fmt: skip
+            shown = c.given["x"].span.text
+            fail(
+                "E301", f"`{c.function.name}` takes reals; `{shown}` is {x.type}", c.frame.at(c.span),
+                help="`x * 1.0` makes reals of whole numbers, `if(x, 1.0, 0.0)` of booleans",
+            )  # fmt: skip
     return c.emit(Reduction(fn=c.function.name), (x,), x.fields)
 
 
@@ -159,7 +162,11 @@ def _concat(c: Call) -> Meaning:
     parts = []
     for given in c.rest:
         if not isinstance(given.value, Tensor):
-            fail("E305", f"`concat` takes tensors; `{given.span.text}` is {describe(given.value)}", c.frame.at(given.span))
+            fail(
+                "E305",
+                f"`concat` takes tensors; `{given.span.text}` is {describe(given.value)}",
+                c.frame.at(given.span),
+            )
         parts.append(given.value)
     if not parts:
         fail("E206", "`concat` needs at least one tensor", c.frame.at(c.span))

@@ -4,27 +4,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tfc.diagnostics import Edit, Note, closest
-from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Token, Var
+from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Var
 from tfc.grammar import ast, core
-from tfc.grammar.algebra import combine, formula_of, leaf, operate
+from tfc.grammar.algebra import formula_of, leaf, operate
+from tfc.grammar.roles import checked_role, implicit
 from tfc.grammar.scope import IMPLICIT, ROLES, FileScope, Scope, unknown
-from tfc.grammar.segments import segments
+from tfc.grammar.segments import check_path, did_you_mean
 from tfc.grammar.session import LIMITS, Frame, fail, refuse
 from tfc.grammar.values import (
-    NOTHING,
-    Meaning,
     Builtin,
     Change,
     Component,
     Formula,
     Given,
+    Meaning,
     Place,
     RoleRef,
     Tensor,
     describe,
-    is_number,
 )
-from tfc.ir.types import Dim
 from tfc.source import Span
 
 __all__ = ["argument", "derive", "enter", "evaluate", "operand", "role_formula"]
@@ -90,22 +88,6 @@ def _name(node: ast.Name, frame: Frame) -> Meaning:
     return value
 
 
-_TOKENS = {"q": Token("q"), "k": Token("k")}
-_VARIABLES = {"s": Kind.REAL, "p": Kind.REAL, "h": Kind.INT, "pos": Kind.INT, "c": Kind.INT, "pairs": Kind.INT}
-
-
-def implicit(node: ast.Name, frame: Frame) -> Formula:
-    """An implicit variable of the role, where the formula around it has it too."""
-    if node.id not in frame.allowed:
-        have = ", ".join(sorted(frame.allowed)) or "none"
-        fail("E302", f"`{node.id}` of this {frame.role} has no value here; known are: {have}", frame.at(node.span))
-    if node.id in _TOKENS:
-        return leaf(Token("q" if node.id == "q" else "k"), Kind.INT, node.span, frame)
-    if node.id in _VARIABLES:
-        return leaf(Var(node.id, _VARIABLES[node.id]), _VARIABLES[node.id], node.span, frame)
-    refuse(f"`{node.id}` in formulas", frame.at(node.span))
-
-
 def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Meaning, ...]:
     if len(items) > LIMITS["list"]:
         fail("E502", f"a list of {len(items)} elements; at most {LIMITS['list']} are allowed", node.span)
@@ -136,13 +118,16 @@ def _binary(node: ast.Binary, frame: Frame) -> Meaning:
 def _compare(node: ast.Compare, frame: Frame) -> Meaning:
     """`a <= b < c` is `a <= b and b < c`, b evaluated once."""
     left, left_span = operand(node.first, frame), node.first.span
-    made: Meaning = None
+    made: Meaning | None = None
     for op, right_node in node.rest:
         right = operand(right_node, frame)
         span = left_span.to(right_node.span)
         one = operate(_COMPARE[op], [(left, left_span), (right, right_node.span)], span, frame)
-        made = one if made is None else operate("and", [(made, node.first.span.to(left_span)), (one, span)], span, frame)
+        made = (
+            one if made is None else operate("and", [(made, node.first.span.to(left_span)), (one, span)], span, frame)
+        )
         left, left_span = right, right_node.span
+    assert made is not None
     return made
 
 
@@ -161,14 +146,16 @@ def _attribute(node: ast.Attribute, frame: Frame) -> Meaning:
             found = owner.own(node.name)
             if found is None:
                 near = closest(node.name, owner.listed())
-                fail("E201", f"`{node.value.span.text}` has no `{node.name}`", node.span, help=_did_you_mean(near))
-            return owner.find(node.name)
+                fail("E201", f"`{node.value.span.text}` has no `{node.name}`", node.span, help=did_you_mean(near))
+            return found
         case Tensor():
             if node.name in owner.fields:
                 return owner.fields[node.name]
             have = ", ".join(sorted(owner.fields)) or "none"
-            fail("E306", f"`{node.value.span.text}` carries no field `{node.name}`; it carries {have}", node.span,
-                 help=f"set it with `tag(x, {node.name} = ..)`", notes=(Note("it is made here", owner.span),))  # fmt: skip
+            fail(
+                "E306", f"`{node.value.span.text}` carries no field `{node.name}`; it carries {have}", node.span,
+                help=f"set it with `tag(x, {node.name} = ..)`", notes=(Note("it is made here", owner.span),),
+            )  # fmt: skip
         case Place():
             return _weight(owner, node, frame)
     fail("E305", f"{describe(owner)} has no `.{node.name}`", node.span)
@@ -199,11 +186,7 @@ def _weight(place: Place, node: ast.Attribute, frame: Frame) -> Tensor:
     if not known:
         fail("E305", f"`{node.value.span.text}` has no weights yet: it is used further down", frame.at(node.span))
     near = closest(node.name, known)
-    fail("E201", f"`{node.value.span.text}` has no weight `{node.name}`", frame.at(node.span), help=_did_you_mean(near))
-
-
-def _did_you_mean(near: str) -> str:
-    return f"did you mean `{near}`?" if near else ""
+    fail("E201", f"`{node.value.span.text}` has no weight `{node.name}`", frame.at(node.span), help=did_you_mean(near))
 
 
 def _subscript(node: ast.Subscript, frame: Frame) -> Meaning:
@@ -356,7 +339,9 @@ def _reduce(callee: ast.Subscript, node: ast.Call, frame: Frame) -> Formula:
     kind = Kind.BOOL if fn in ("any", "all") else Kind.REAL if fn == "mean" else body.kind
     expr = Reduce(fn, tuple(names), body.expr)
     frame.session.place_of(expr, node.span)
-    return Formula(expr, Kind.INT if kind is Kind.BOOL and fn == "sum" else kind, node.span, body.size + 1, body.depth + 1)
+    return Formula(
+        expr, Kind.INT if kind is Kind.BOOL and fn == "sum" else kind, node.span, body.size + 1, body.depth + 1
+    )
 
 
 # ---- roles
@@ -368,35 +353,6 @@ def argument(name: str, node: ast.Expr, frame: Frame) -> Meaning:
         return evaluate(node, frame)
     inner = replace(frame, role=name, formula=True, allowed=IMPLICIT[name], bound={}, indices={})
     return checked_role(name, operand(node, inner), node, frame)
-
-
-def checked_role(role: str, value: Meaning, node: ast.Expr, frame: Frame) -> Meaning:
-    """The value, where it can be a formula of that role."""
-    kind: Kind | None = None
-    match value:
-        case Formula():
-            kind = value.kind
-        case bool():
-            kind = Kind.BOOL
-        case int() | float():
-            kind = Kind.REAL
-        case Tensor():
-            kind = value.type.dtype.kind
-        case _ if value is NOTHING and role == "position":
-            return value
-        case Dim():
-            return formula_of(value, node.span, frame)
-        case _:
-            fail("E303", f"`{role}` takes a formula, not {describe(value)}", frame.at(node.span))
-    if kind is not None and (kind is Kind.BOOL) != (role == "mask"):
-        wanted = "a boolean: which keys a query may see" if role == "mask" else "a number"
-        help = ""
-        if role == "mask":
-            help = "a score formula belongs to `score = ..`"
-        elif kind is Kind.BOOL:
-            help = "a mask belongs to `mask = ..`; in a score write `if(mask, s, -inf)`"
-        fail("E303", f"`{role}` is {wanted}; `{node.span.text}` is {kind}", frame.at(node.span), help=help)
-    return value
 
 
 def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, frame: Frame) -> Meaning:
@@ -466,7 +422,7 @@ def _role_arguments(
             near = closest(name, [*inputs, *IMPLICIT[decl.role]])
             edits = (Edit(Span(arg.span.source, arg.span.start, arg.span.start + len(name)), near),) if near else ()
             fail("E204", f"the {decl.role} `{decl.name}` has no input `{name}`", frame.at(arg.span),
-                 help=_did_you_mean(near), edits=edits)  # fmt: skip
+                 help=did_you_mean(near), edits=edits)  # fmt: skip
     return given, bound
 
 
@@ -488,36 +444,3 @@ def derive(base: Meaning, changes: Sequence[ast.Setting], span: Span, frame: Fra
             del made[path]  # a later whole replaces earlier parts
         made[setting.path] = Change(setting.path, value, setting.value.span)
     return replace(base, changes=tuple(made.values()), place=None)
-
-
-def check_path(base: Component, setting: ast.Setting) -> None:
-    """A change names an input, a segment inside, or a `let` of the file of its base."""
-    first = setting.path[0]
-    inputs = [i.name for i in base.block.inputs]
-    inside = segments(base.block)
-    lets = _file_lets(base.scope)
-    if first in inputs or first in inside or (first in lets and len(setting.path) == 1):
-        return
-    if first in ("weights", "kv_cache"):
-        refuse(f"`{first} = ..` (weight and cache formats)", setting.span)
-    near = closest(first, [*inputs, *inside])
-    name = Span(setting.span.source, setting.span.start, setting.span.start + len(first))
-    fail(
-        "E204", f"`{base.name}` has no attribute `{first}`", name,
-        help=_did_you_mean(near) or f"it has {', '.join(inputs)}", edits=(Edit(name, near),) if near else (),
-        notes=(Note(f"`{base.block.name}` is declared here", head(base.block)),),
-    )  # fmt: skip
-
-
-def head(block: ast.Block) -> Span:
-    """The first line of a block, for notes."""
-    end = block.span.source.text.find("\n", block.span.start)
-    return Span(block.span.source, block.span.start, min(block.span.end, end if end > 0 else block.span.end))
-
-
-def _file_lets(scope: Scope | None) -> list[str]:
-    while scope is not None and not isinstance(scope, FileScope):
-        scope = scope.parent
-    return list(scope.lets()) if isinstance(scope, FileScope) else []
-
-

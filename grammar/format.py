@@ -19,8 +19,10 @@ __all__ = ["WIDTH", "format_expr", "format_module", "format_number"]
 
 WIDTH = 100
 _COMMENTS = r"(?:\s|\#[^\n]*(?:\n|$))*"
-_HEADER = re.compile(rf"{_COMMENTS}tfm{_COMMENTS}1")
+_HEADER = re.compile(rf"{_COMMENTS}(?P<word>tfm){_COMMENTS}1")
 _STRINGS = re.compile(rf'(?:"(?:[^"\\\n]|\\[^\n])*"{_COMMENTS})*')
+DENSE = 80
+"""Columns that two statements on one line may fill."""
 GAP = "   "
 """Between attributes or statements on one line."""
 
@@ -180,10 +182,11 @@ def format_module(module: ast.Module) -> str:
     """The canonical text of a file, with its comments."""
     source = module.span.source.text
     comments = _Comments(source, [(at, text.rstrip()) for at, text in module.comments])
+    lines: list[str] = []
     header = _HEADER.match(source)
-    first = comments.before(header.end()) if header else []
-    after = comments.trailing(header.end()) if header else ""
-    lines = [text for _, text in first] + [f"tfm {module.version}{after}"]
+    if header:
+        _remarks(comments.before(header.end()), comments, "", lines, header.start("word"))
+    lines.append(f"tfm {module.version}{comments.trailing(header.end()) if header else ''}")
     _sequence(module.items, comments, 0, len(source) + 1, lines, top=True)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -312,7 +315,7 @@ def _braces(
     if 0 < len(body) <= most and not comments.within(span) and all(_is_plain(s) for s in body):
         parts = [_one_line(s) for s in body]
         doc = (head, " { ", *(p for part in parts[:-1] for p in (part, GAP)), parts[-1], " }")
-        if indent + width(doc) <= WIDTH:
+        if indent + width(doc) <= (WIDTH if len(body) == 1 else DENSE):
             lines.append(" " * indent + render(doc, 1 << 30))
             return
     lines.extend(_lines((head, " {"), indent))

@@ -25,10 +25,12 @@ class Written:
 def type_of(wanted: ast.Parameter, frame: Frame) -> Written:
     """The type of an input; names of lengths begin with a capital letter."""
     assert wanted.type is not None
-    node, indices = wanted.type, ()
+    node: ast.Expr = wanted.type
+    indices: tuple[ast.Expr, ...] = ()
     if isinstance(node, ast.Subscript):
-        node, indices = node.value, node.indices
-    dtype: Meaning = None
+        indices = node.indices
+        node = node.value
+    dtype: Meaning | None = None
     if isinstance(node, ast.Name):
         dtype = frame.session.precision.params if node.id == "real" else frame.scope.find(node.id)
     if not isinstance(dtype, DType):

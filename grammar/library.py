@@ -12,7 +12,7 @@ from tfc.grammar.core import FUNCTIONS, NOT_BUILT
 from tfc.grammar.parser import parse, read_source
 from tfc.grammar.scope import Define, FileScope, Scope
 from tfc.grammar.session import LIBRARY, Session, fail
-from tfc.grammar.values import NOTHING, Meaning, Builtin, Failed
+from tfc.grammar.values import NOTHING, Builtin, Failed, Meaning
 from tfc.ir.program import Init
 from tfc.ir.types import DType
 from tfc.source import Source
@@ -112,7 +112,9 @@ class Library(FileScope):
 # ---- imports
 
 
-def imported(item: ast.Import, name: str, scope: FileScope, opened: dict[Path, FileScope], chain: list[Path]) -> Meaning:
+def imported(
+    item: ast.Import, name: str, scope: FileScope, opened: dict[Path, FileScope], chain: list[Path]
+) -> Meaning:
     """What an import gives under a name: the file, or one item of it."""
     path = _resolve(item, scope)
     if path in chain:
@@ -165,5 +167,3 @@ def _resolve(item: ast.Import, scope: FileScope) -> Path:
         fail("E220", f'"{item.path}" does not exist beside this file', item.span,
              help=f'did you mean "{near}"?' if near else "")  # fmt: skip
     return path
-
-

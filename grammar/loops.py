@@ -1,4 +1,4 @@
-"""`repeat N as layer { .. }` -> one Repeat with a body program; over a list of unlike things, one turn after another."""
+"""`repeat N as layer { .. }` -> one Repeat with a body program; over a list of unlike things, turn after turn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,13 +12,14 @@ from tfc.grammar.evaluate import evaluate
 from tfc.grammar.scope import Scope
 from tfc.grammar.segments import names_read, read_first, targets
 from tfc.grammar.session import LIMITS, Frame, Use, fail, refuse
-from tfc.grammar.values import POISON, Meaning, Component, Place, Poisoned, Tensor, describe, is_number
+from tfc.grammar.values import POISON, Component, Meaning, Place, Poisoned, Tensor, describe, is_number
 from tfc.ir.ops import Repeat
 from tfc.ir.program import Precision
-from tfc.ir.types import DType, Dim, TensorType
+from tfc.ir.types import Dim, DType, TensorType
 
 __all__ = ["repeat"]
 
+Items = tuple[ast.Item, ...]
 Run = Callable[[Sequence[ast.Item], Frame], Any]
 
 
@@ -37,7 +38,7 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
     place = _place(item, frame)
     if isinstance(over, tuple):
         alike = len(over) > 0 and all(isinstance(v, Component) and v == over[0] for v in over)
-        if alike:
+        if alike and isinstance(over[0], Component):
             _rolled(item, len(over), over[0], place, frame, rest, run)
         else:
             _unrolled(item, over, place, frame, run)
@@ -76,7 +77,13 @@ def _reached(item: ast.Repeat, frame: Frame) -> tuple[Any, ...]:
 
 
 def _rolled(
-    item: ast.Repeat, count: int, element: Meaning | None, place: Place, frame: Frame, rest: tuple[ast.Item, ...], run: Run
+    item: ast.Repeat,
+    count: int,
+    element: Meaning | None,
+    place: Place,
+    frame: Frame,
+    rest: tuple[ast.Item, ...],
+    run: Run,
 ) -> None:
     """One Repeat: carries are what a turn leaves for the next or for what follows, invariants are captured."""
     if count == 0:
@@ -126,7 +133,7 @@ def _carried(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...]) -> list
 def _initial(name: str, frame: Frame) -> Tensor:
     value = frame.scope.find(name)
     span = frame.scope.origin(name)
-    assert span is not None
+    assert span is not None and value is not None
     return tensor_of(value, span, frame)
 
 
@@ -145,7 +152,11 @@ def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame)
             help="what goes from turn to turn keeps its sizes and its type",
             notes=(Note(f"it is {start.type} here", start.span),),
         )  # fmt: skip
-    changed = [n for n in {**start.fields, **end.fields} if n not in end.fields or n not in start.fields or not start.fields[n].same(end.fields[n])]
+    changed = [
+        n
+        for n in {**start.fields, **end.fields}
+        if n not in end.fields or n not in start.fields or not start.fields[n].same(end.fields[n])
+    ]
     if changed:
         fail("E405", f"the field `{sorted(changed)[0]}` of `{name}` changes in a turn of `{item.name}`", origin,
              help="set fields before the loop", notes=(Note("it enters the loop from here", start.span),))  # fmt: skip

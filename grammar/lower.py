@@ -20,10 +20,10 @@ from tfc.grammar.parser import parse
 from tfc.grammar.scope import FileScope, Scope
 from tfc.grammar.session import Frame, Session, fail, refuse
 from tfc.grammar.statements import run_body
-from tfc.grammar.values import NOTHING, Meaning, Change, Component, Failed, Place, Poisoned, RoleRef, Tensor, describe
+from tfc.grammar.values import Builtin, Component, Failed, Meaning, Nothing, Place, Poisoned, RoleRef, Tensor, describe
 from tfc.ir.names import NamesMap
-from tfc.ir.program import Precision, Program
-from tfc.ir.types import DType, Dim, Size, TensorType
+from tfc.ir.program import Program
+from tfc.ir.types import Dim, DType, Size, TensorType
 from tfc.source import Source, Span
 
 __all__ = ["Lowered", "lower"]
@@ -124,15 +124,15 @@ class _Lowering:
         new = _from_text(given, frame, name) if isinstance(given, str) and not isinstance(value, str) else given
         if isinstance(new, list):
             new = tuple(new)
-        number = isinstance(value, float) and isinstance(new, int) and not isinstance(new, bool)
-        if number:
-            return float(new)  # type: ignore[arg-type]  # an int, as just asked
-        if type(new) is not type(value):
+        if isinstance(value, float) and isinstance(new, int) and not isinstance(new, bool):
+            return float(new)
+        callables = (Nothing, Component, Builtin)
+        if type(new) is not type(value) and not (isinstance(new, callables) and isinstance(value, callables)):
             wanted = describe(value)
             span = binding.span
             fail("E308", f"`{name}` is {wanted} here; {describe(new)} was given from outside", span,
                  help=f"give a value of the same kind, for example {name}={binding.value.span.text}")  # fmt: skip
-        return new  # type: ignore[return-value]  # of the type of a value of the language
+        return new
 
     # ---- the whole
 
@@ -151,7 +151,9 @@ class _Lowering:
             fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", entered.span)
         program = self.builder.finish(component.name, (result,), self.session.precision, _doc(entered, block))
         self._warn()
-        maps = {i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)}
+        maps = {
+            i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)
+        }
         lets = {n: self.scope.own(n) for n in self.scope.lets()}
         return Lowered(program, maps, lets, program.doc)
 
@@ -186,10 +188,8 @@ class _Lowering:
             if name not in lets:
                 near = closest(name, lets)
                 have = ", ".join(lets) or "none"
-                self.session.report(
-                    Diagnostic("E211", f"this file has no `let {name}` to override", None,
-                               help=f"did you mean `{near}`?" if near else f"its lets: {have}")  # fmt: skip
-                )
+                help = f"did you mean `{near}`?" if near else f"its lets: {have}"
+                self.session.report(Diagnostic("E211", f"this file has no `let {name}` to override", None, help=help))
 
     def _precision(self) -> None:
         """`default precision { params = f32   compute = bf16   reduce = f32 }`."""
@@ -225,7 +225,9 @@ class _Lowering:
                     near = closest(item.kind, [*self.scope.known(), "precision"])
                     fail("E205", f"the kind `{item.kind}` is not known", item.span,
                          help=f"did you mean `{near}`?" if near else "")  # fmt: skip
-                derived = derive(Component(kind.block, kind.scope, kind.name), item.changes, item.span, self.frame(self.scope))
+                derived = derive(
+                    Component(kind.block, kind.scope, kind.name), item.changes, item.span, self.frame(self.scope)
+                )
                 self.session.defaults.append((kind.block, derived.changes))
             except Failed as failed:
                 self.session.report(failed.diagnostic)
@@ -281,8 +283,10 @@ class _Lowering:
         if wanted.default is not None:
             value = evaluate(wanted.default, frame)
             if not isinstance(value, int | Dim) or isinstance(value, bool):
-                fail("E305", f"a model's input is a size where it is not given, not {describe(value)}", wanted.default.span,
-                     help="a whole number or a length: `lengths: int[B] = T`")  # fmt: skip
+                fail(
+                    "E305", f"the default of a model's input is a number or a length, not {describe(value)}",
+                    wanted.default.span, help="for example `lengths: int[B] = T`",
+                )  # fmt: skip
             if written.dtype is not DType.I32:
                 refuse(f"a default of an input of type {written.dtype}", wanted.default.span)
             default = value
@@ -294,13 +298,11 @@ class _Lowering:
             if next(use.place.owned(), None) is None:
                 continue
             segment = use.place.path.rsplit(".", 1)[-1]
-            self.session.report(
-                Diagnostic(
-                    "W901", f"this use of `{use.written}` has no label; its weights are called `{use.place.path}`",
-                    use.span, help=f"a label keeps the name when uses are added: `{use.written}@{segment}`",
-                    severity="warning", edits=(Edit(use.span, f"{use.written}@{segment}"),),
-                )  # fmt: skip
-            )
+            label = f"{use.written}@{segment}"
+            message = f"this use of `{use.written}` has no label; its weights are called `{use.place.path}`"
+            help = f"a label keeps the name when uses are added: `{label}`"
+            edits = (Edit(use.span, label),)
+            self.session.report(Diagnostic("W901", message, use.span, help=help, severity="warning", edits=edits))
 
 
 def _first_line(span: Span) -> Span:
@@ -319,5 +321,3 @@ def _from_text(given: str, frame: Frame, name: str) -> Meaning:
     if len(items) != 1 or not isinstance(items[0], ast.Let) or len(items[0].bindings) != 1:
         raise Failed(Diagnostic("E308", f"`{given}` is no value for `{name}`", None))
     return evaluate(items[0].bindings[0].value, frame)
-
-

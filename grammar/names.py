@@ -71,7 +71,12 @@ def _index(written: str, pair: ast.NamePair) -> Expr:
         found = _whole(items[0].bindings[0].value)
         if found is not None:
             return found
-    fail("E612", f"`{written}` is no number of a turn", pair.span, help="write the loop's name, or arithmetic with it: `{2 * pair}`")
+    fail(
+        "E612",
+        f"`{written}` is no number of a turn",
+        pair.span,
+        help="write the loop's name, or arithmetic with it: `{2 * pair}`",
+    )
 
 
 def _whole(node: ast.Expr) -> Expr | None:
@@ -141,5 +146,3 @@ def _check_path(path: str, node: ast.Expr, stored: tuple[Stored, ...], session: 
         if path == _plain(use.place.path) or path.startswith(_plain(use.place.path) + "."):
             fail("E614", f"`{use.place.path}` is a number we gave: it changes when a use is added", node.span,
                  help="name that use with a label first", notes=(Note("this use has no label", use.span),))  # fmt: skip
-
-

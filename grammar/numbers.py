@@ -1,4 +1,4 @@
-"""Arithmetic that happens while compiling: numbers, sizes, booleans, lists; bounded, so that `2 ^ 10 ^ 9` is refused."""
+"""Arithmetic while compiling, of numbers, sizes, booleans and lists; bounded, so that `2 ^ 10 ^ 9` is refused."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import cast
 from tfc.formula.expr import INFIX
 from tfc.grammar.session import LIMITS, fail
 from tfc.grammar.values import Meaning, Nothing, describe, is_number, is_static
-from tfc.ir.types import DType, Dim, Size
+from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
 
 __all__ = ["LARGEST", "fold", "foldable", "whole"]
@@ -75,18 +75,20 @@ def _equal(a: Meaning, b: Meaning, span: Span) -> bool:
 
 
 def _list(fn: str, args: list[Meaning], span: Span) -> tuple[Meaning, ...]:
+    parts, times = (), 0
     match fn, args:
         case "add", [tuple() as a, tuple() as b]:
-            length, made = len(a) + len(b), lambda: (*a, *b)
-        case "mul", [tuple() as a, int() as n] if not isinstance(n, bool):
-            length, made = len(a) * max(n, 0), lambda: a * n
-        case "mul", [int() as n, tuple() as a] if not isinstance(n, bool):
-            length, made = len(a) * max(n, 0), lambda: a * n
+            parts, times = (*a, *b), 1
+        case "mul", [tuple() as a, int() as n]:
+            parts, times = a, n
+        case "mul", [int() as n, tuple() as a]:
+            parts, times = a, n
         case _:
             fail("E305", f"`{_symbol(fn)}` does not take {' and '.join(map(describe, args))}", span)
+    length = len(parts) * max(times, 0)
     if length > LIMITS["list"]:
         fail("E502", f"a list of {length} elements; at most {LIMITS['list']} are allowed", span)
-    return made()
+    return parts * times
 
 
 def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
@@ -102,7 +104,7 @@ def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
                 return a * b
             case "neg", [a]:
                 return -a
-            case ("div" | "floordiv"), [Dim() as a, int() as n] if n != 0:
+            case (("div" | "floordiv"), [Dim() as a, int() as n]) if n != 0:
                 if all(k % n == 0 for _, k in a.terms):
                     return Dim(tuple((names, k // n) for names, k in a.terms))
     shown = f" {_symbol(fn)} ".join(map(str, args)) if len(args) > 1 else f"{_symbol(fn)}({args[0]})"
@@ -141,7 +143,7 @@ def _compute(fn: str, args: list[Number], span: Span) -> Meaning:
                 fail("E402", f"{a} is divided by zero", span)
             exact = isinstance(a, int) and isinstance(b, int) and a % b == 0
             return a // b if exact else a / b
-        case ("floordiv" | "mod"), [a, b]:
+        case (("floordiv" | "mod"), [a, b]):
             if not (isinstance(a, int) and isinstance(b, int)):
                 fail("E301", f"`{_symbol(fn)}` takes whole numbers, not {a} and {b}", span)
             if b == 0:

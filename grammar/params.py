@@ -9,7 +9,7 @@ from tfc.grammar.evaluate import evaluate
 from tfc.grammar.numbers import whole
 from tfc.grammar.scope import RESERVED, Scope, reserved
 from tfc.grammar.session import LIMITS, Frame, fail, refuse
-from tfc.grammar.values import Meaning, Builtin, Tensor, describe, is_number
+from tfc.grammar.values import Builtin, Meaning, Tensor, describe, is_number
 from tfc.ir.program import Init
 from tfc.ir.types import Size, TensorType, product
 
@@ -28,18 +28,25 @@ def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
     """The parameter of this place, made on first use; a second use must have the same sizes."""
     if item.name in RESERVED:
         frame.session.report(reserved(item.name, item.span))
-    shape = tuple(whole(evaluate(size, frame), f"the size `{size.span.text}`", frame.at(size.span)) for _, size in item.dims)
+    shape = tuple(
+        whole(evaluate(size, frame), f"the size `{size.span.text}`", frame.at(size.span)) for _, size in item.dims
+    )
     for size, (_, node) in zip(shape, item.dims, strict=True):
         _check_size(size, node, item, frame)
     elements = product(shape)
     assert isinstance(elements, int)
     if elements > LIMITS["elements"]:
-        fail("E502", f"`{item.name}` has {elements} elements; at most {LIMITS['elements']} are allowed", frame.at(item.span))
+        fail(
+            "E502",
+            f"`{item.name}` has {elements} elements; at most {LIMITS['elements']} are allowed",
+            frame.at(item.span),
+        )
     known = frame.place.params.get(item.name)
     if known is not None:
         if known.type.shape != shape:
+            path = frame.place.join(item.name)
             fail(
-                "E407", f"`{frame.place.join(item.name)}` has the sizes {list(known.type.shape)}, and here {list(shape)}",
+                "E407", f"`{path}` has the sizes {list(known.type.shape)}, and here {list(shape)}",
                 frame.at(item.span), help="weights declared once fit one size; declare another, or call a recipe",
                 notes=(Note("it was made here", known.span),),
             )  # fmt: skip
@@ -113,7 +120,11 @@ def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
     count = product(sizes)
     assert isinstance(count, int)
     if count > LIMITS["table"]:
-        fail("E502", f"a table of {count} elements; at most {LIMITS['table']} are computed while compiling", frame.at(item.span))
+        fail(
+            "E502",
+            f"a table of {count} elements; at most {LIMITS['table']} are computed while compiling",
+            frame.at(item.span),
+        )
     scope = Scope(frame.scope)
     inner = replace(frame, scope=scope)
     values: list[float] = []

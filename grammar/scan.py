@@ -197,9 +197,10 @@ def _foreign(source: Source, token: Token) -> Diagnostic:
         edits = (Edit(span, "#" if text == "/*" else ""),) if whole else ()
         help = "a comment runs from `#` to the end of its line"
         return Diagnostic(code="E104", message=f"`{text}` is not of this language", span=span, help=help, edits=edits)
-    why = {
-        "->": "the body of a block ends in `return`; inputs carry their types: `x: int[B, T]`",
-    }.get(text, "an index equation names its indices: `y[b, t] = ...`")
+    if text.startswith("..."):
+        why = "`..` stands for all the axes before: `y[.., o] = ...`"
+        return _replace(source, token, "E104", f"`{short(text)}` is not of this language", "..", why)
+    why = "the body of a block ends in `return`; inputs carry their types: `x: int[B, T]`"
     return Diagnostic(code="E104", message=f"`{text}` is not of this language", span=span, help=why)
 
 

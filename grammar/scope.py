@@ -1,4 +1,4 @@
-"""Names -> values: bodies within bodies, files with their imports, the library, the core. Items are made on first use."""
+"""Names -> values: bodies within bodies, files, the library, the core; items are made on first use."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tfc.diagnostics import Diagnostic, Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.session import Session, fail
-from tfc.grammar.values import POISON, Meaning, Failed, Poisoned
+from tfc.grammar.values import POISON, Failed, Meaning, Poisoned
 from tfc.source import Span
 
 __all__ = ["IMPLICIT", "RESERVED", "ROLES", "FileScope", "Scope", "unknown"]
@@ -166,7 +166,11 @@ def _declares(item: ast.Item) -> Iterator[tuple[str, Span]]:
 def name_span(item: ast.Declaration | ast.ParamDecl | ast.Role | ast.Block) -> Span:
     """Where an item's own name stands: its first occurrence after the word that opens the item."""
     text = item.span.text
-    opener = {ast.ParamDecl: "param"}.get(type(item), "") or getattr(item, "kind", "") or getattr(item, "role", "")
+    match item:
+        case ast.ParamDecl():
+            opener = "param"
+        case ast.Role(role=opener) | ast.Declaration(kind=opener) | ast.Block(kind=opener):
+            pass
     start = text.find(opener) + len(opener)
     at = text.find(item.name, max(start, 0))
     if at < 0:
@@ -195,5 +199,3 @@ def unknown(node: ast.Name, scope: Scope, extra: frozenset[str] = frozenset()) -
         "E201", f"`{node.id}` is not known here", node.span,
         help=f"did you mean `{near}`?", edits=(Edit(node.span, near),),
     )  # fmt: skip
-
-

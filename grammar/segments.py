@@ -1,11 +1,16 @@
-"""A block -> the path segments that its body opens: what a derivation may reach into."""
+"""A block -> the path segments that its body opens, and whether a change of a derivation reaches anything."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 
+from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
+from tfc.grammar.scope import FileScope, Scope
+from tfc.grammar.session import fail, refuse
+from tfc.grammar.values import Component
+from tfc.source import Span
 
-__all__ = ["names_read", "read_first", "segments", "targets"]
+__all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segments", "targets"]
 
 
 def _walk(node: object) -> Iterator[ast.Node]:
@@ -75,3 +80,40 @@ def read_first(body: tuple[ast.Item, ...], name: str) -> bool:
                 if name in names_read(item):
                     return True
     return False
+
+
+def check_path(base: Component, setting: ast.Setting) -> None:
+    """A change names an input, a segment inside, or a `let` of the file of its base."""
+    first = setting.path[0]
+    inputs = [i.name for i in base.block.inputs]
+    if first in inputs:
+        return
+    inside = segments(base.block)
+    if first in inside or (len(setting.path) == 1 and first in _file_lets(base.scope)):
+        return
+    if first in ("weights", "kv_cache"):
+        refuse(f"`{first} = ..` (weight and cache formats)", setting.span)
+    near = closest(first, [*inputs, *inside])
+    name = Span(setting.span.source, setting.span.start, setting.span.start + len(first))
+    fail(
+        "E204", f"`{base.name}` has no attribute `{first}`", name,
+        help=did_you_mean(near) or f"it has {', '.join(inputs)}", edits=(Edit(name, near),) if near else (),
+        notes=(Note(f"`{base.block.name}` is declared here", head(base.block)),),
+    )  # fmt: skip
+
+
+def head(block: ast.Block) -> Span:
+    """The first line of a block, for notes."""
+    end = block.span.source.text.find("\n", block.span.start)
+    return Span(block.span.source, block.span.start, min(block.span.end, end if end > 0 else block.span.end))
+
+
+def _file_lets(scope: Scope | None) -> list[str]:
+    while scope is not None and not isinstance(scope, FileScope):
+        scope = scope.parent
+    return list(scope.lets()) if isinstance(scope, FileScope) else []
+
+
+def did_you_mean(near: str) -> str:
+    """The help that offers a name, where there is one."""
+    return f"did you mean `{near}`?" if near else ""

@@ -1,4 +1,4 @@
-"""What one run of lowering knows and counts: complaints, captured tensors, limits, defaults; and the frame of a body."""
+"""What a run of lowering knows and counts: complaints, captured tensors, limits, defaults; the frame of a body."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.formula.expr import Expr
 from tfc.grammar import ast
 from tfc.grammar.assemble import Builder
-from tfc.grammar.values import Meaning, Change, Failed, Place, Tensor
+from tfc.grammar.values import Change, Failed, Meaning, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
 from tfc.ir.types import IRError
@@ -65,9 +65,9 @@ class Use:
 
 @dataclass(slots=True)
 class Session:
-    """State that every part of lowering shares. `inline` and `load` are set by lower.py, which knows all parts."""
+    """State that every part of lowering shares. `inline` calls a block; lower.py, which knows all parts, sets it."""
 
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
     sets: Mapping[str, object] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
@@ -159,5 +159,3 @@ class Frame:
         except IRError as error:
             notes = tuple(Note(f"{a.type} comes from here", a.span) for a in args)
             fail("E401", str(error), self.at(span), notes=notes)
-
-

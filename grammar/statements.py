@@ -7,19 +7,23 @@ from tfc.diagnostics import Note
 from tfc.grammar import ast
 from tfc.grammar.components import component_of, reach_in
 from tfc.grammar.equations import index_equation
-from tfc.grammar.evaluate import evaluate, head
+from tfc.grammar.evaluate import evaluate
 from tfc.grammar.loops import repeat
 from tfc.grammar.params import declare_param
 from tfc.grammar.scope import RESERVED, reserved
+from tfc.grammar.segments import head
 from tfc.grammar.session import Frame, Use, fail, is_library, refuse
-from tfc.grammar.values import POISON, Meaning, Component, Failed, Place, Poisoned, RoleRef, Tensor
+from tfc.grammar.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
 from tfc.source import Span
 
 __all__ = ["run_body"]
 
 
 def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = None) -> Meaning:
-    """Run statements in order; the value of `return`. In the user's own text a faulty statement does not stop the rest."""
+    """Run statements in order; the value of `return`, none for the body of a loop.
+
+    In the user's own text a faulty statement does not stop the rest.
+    """
     value: Meaning | None = None
     for i, item in enumerate(body):
         if value is not None:
@@ -37,8 +41,15 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
             _poison(item, frame)
         except Poisoned:
             _poison(item, frame)
-    if block is not None and value is None:
-        fail("E212", f"the {block.kind} `{block.name}` returns nothing", frame.at(head(block)), help="end it with `return x`")
+    if value is None:
+        if block is None:
+            return NOTHING
+        fail(
+            "E212",
+            f"the {block.kind} `{block.name}` returns nothing",
+            frame.at(head(block)),
+            help="end it with `return x`",
+        )
     if value is POISON:
         raise Poisoned
     return value

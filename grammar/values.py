@@ -1,4 +1,4 @@
-"""What an expression of the language can be: numbers, sizes, tensors, formulas, components, and where each came from."""
+"""What an expression of the language can be: numbers, sizes, tensors, formulas, components, with their origins."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from tfc.diagnostics import Diagnostic
 from tfc.formula.expr import Expr, Kind
 from tfc.grammar import ast
 from tfc.ir.program import Init, Value
-from tfc.ir.types import DType, Dim, TensorType
+from tfc.ir.types import Dim, DType, TensorType
 from tfc.source import Span
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "NOTHING",
     "POISON",
-    "Meaning",
     "Builtin",
     "Change",
     "Component",
     "Failed",
     "Formula",
     "Given",
+    "Meaning",
     "Nothing",
     "Place",
     "Poison",

@@ -93,14 +93,20 @@ def test_parameters_start_as_declared(model: Model, params: dict[str, Any]):
     assert params["slope"].tolist() == [0.5, 0.25]
     limit = np.sqrt(6 / 16)
     assert limit * 0.9 < np.max(np.abs(look["q"]["weight"])) <= limit
-    assert np.any(look["q"]["weight"][0] != look["q"]["weight"][1]) and np.any(look["q"]["weight"] != look["k"]["weight"])
+    assert np.any(look["q"]["weight"][0] != look["q"]["weight"][1]) and np.any(
+        look["q"]["weight"] != look["k"]["weight"]
+    )
     assert 0.8 < np.std(params["words"]["table"]) < 1.2
     jax.tree.map(np.testing.assert_array_equal, params, model.init(jax.random.key(0)))
 
 
 def test_a_call_is_the_program_before_the_passes(model: Model, params: dict[str, Any]):
     """Fused and merged, packed or not, by position or by name: the same results as the program as lowered."""
-    flat = {"words.table": params["words"]["table"], "places.table": params["places"]["table"], "slope": params["slope"]}
+    flat = {
+        "words.table": params["words"]["table"],
+        "places.table": params["places"]["table"],
+        "slope": params["slope"],
+    }
     flat |= {f"layer.look.{n}.{w}": params["layer"]["look"][n][w] for n in "qkv" for w in ("weight", "bias")}
     inputs = {"tokens": jnp.asarray(TOKENS), "lengths": jnp.array([4, 2])}
     (want,) = emit(model.lowered, CPU)(flat, inputs)
@@ -159,7 +165,10 @@ def test_a_pass_that_values_do_not_allow_is_held_back():
     }""")
     a, b, ab = Source("a"), Source("b"), Source("ab")
     join = ParamMap(
-        {"ab": Concat((a, b))}, {"a": Part(ab, 0, 2), "b": Part(ab, 2, 2)}, frozenset("ab"), guards=(NonZero("a", "join:a"),)
+        {"ab": Concat((a, b))},
+        {"a": Part(ab, 0, 2), "b": Part(ab, 2, 2)},
+        frozenset("ab"),
+        guards=(NonZero("a", "join:a"),),
     )
 
     def optimize(held: frozenset[str]) -> pipeline.Result:
@@ -183,7 +192,7 @@ def test_files_keep_every_turn_under_its_name(model: Model, params: dict[str, An
     file = tmp_path / "w.safetensors"
     model.save(params, file)
     with safe_open(file, "numpy") as f:
-        assert "layer.2.look.q.weight" in f.keys() and "words.table" in f.keys()  # noqa: SIM118  # no mapping
+        assert "layer.2.look.q.weight" in f.keys() and "words.table" in f.keys()
         np.testing.assert_array_equal(f.get_tensor("layer.2.look.q.weight"), params["layer"]["look"]["q"]["weight"][2])
     jax.tree.map(np.testing.assert_array_equal, params, model.load(file))
     model.save(model.pack(params), file)
@@ -194,7 +203,7 @@ def test_files_keep_every_turn_under_its_name(model: Model, params: dict[str, An
 def stored(model: Model, params: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     model.save(params, tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", "numpy") as f:
-        return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # no mapping
+        return {name: f.get_tensor(name) for name in f.keys()}
 
 
 def test_files_that_do_not_fit_are_told_apart(model: Model, params: dict[str, Any], tmp_path: Path):
@@ -243,7 +252,9 @@ def test_pickles_and_damaged_files_are_refused_in_words(model: Model, params: di
 
 
 def test_parameters_that_do_not_fit_are_named(model: Model, params: dict[str, Any]):
-    assert "`slope`, f32[2], is missing" in complaints("E601", model, {k: v for k, v in params.items() if k != "slope"}, TOKENS)
+    assert "`slope`, f32[2], is missing" in complaints(
+        "E601", model, {k: v for k, v in params.items() if k != "slope"}, TOKENS
+    )
     assert "no parameter `slpe`" in complaints("E602", model, {**params, "slpe": params["slope"]}, TOKENS)
     wide = {**params, "words": {"table": np.zeros((8, 20), np.float32)}}
     assert "[8, 20], not [20, 8]" in complaints("E603", model, wide, TOKENS)

@@ -166,7 +166,9 @@ def compile_for(name: str, function: Callable[..., Any], *args: Any, donate: tup
     began = time.perf_counter()
     with _ptxas_report() as said:
         try:
-            lowered = jax.jit(function, donate_argnums=donate).trace(*shapes).lower(lowering_platforms=(platform,))
+            lowered = (
+                jax.jit(_plain(function), donate_argnums=donate).trace(*shapes).lower(lowering_platforms=(platform,))
+            )
             executable = lowered.compile()
         except RuntimeError as error:
             if "cuDNN not found" not in str(error):
@@ -208,11 +210,20 @@ def export_for(name: str, function: Callable[..., Any], *args: Any) -> bytes:
     platform = {"gpu": "cuda"}.get(facts.platform, facts.platform)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     exported = export.export(
-        jax.jit(function),
+        jax.jit(_plain(function)),
         platforms=[platform],
         disabled_checks=[export.DisabledSafetyCheck.custom_call(c) for c in ("mosaic_gpu_v2", "tpu_custom_call")],
     )(*shapes)
     return bytes(exported.serialize())
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function: `jax.jit` keeps weak references, which not every callable object takes."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
 
 
 def parse_ptxas(text: str) -> tuple[KernelUse, ...]:

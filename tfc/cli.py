@@ -155,6 +155,7 @@ def show(file: str, sets: dict[str, str], after: str | None) -> int:
 @_target
 @click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
 @_implementation
+@click.option("--all", "every", is_flag=True, help="A line for each operation, small ones too.")
 @_json
 @click.option("--html", metavar="FILE", help="Not in this version.")
 def explain(
@@ -163,6 +164,7 @@ def explain(
     target: str,
     shape: dict[str, str],
     implementation: str | None,
+    every: bool,
     as_json: bool,
     html: str | None,
 ) -> int:
@@ -176,7 +178,7 @@ def explain(
         raise click.UsageError("this version of tfc does not write HTML yet; --json is there")
     from tfc.commands.explain import explain
 
-    return explain(file, sets, target, shape, implementation, as_json)
+    return explain(file, sets, target, shape, implementation, every, as_json)
 
 
 @cli.command("compile", short_help="Compile ahead of time, device present or not.")

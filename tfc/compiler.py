@@ -1,4 +1,4 @@
-"""A spec, a target and the passes' names turned into a model: the whole arrow diagram, from text to a jitted callable."""
+"""A spec, a target and the passes' names turned into a model: the whole way from text to a jitted callable."""
 
 import os
 from collections.abc import Iterable
@@ -33,15 +33,17 @@ def compile(
     Raises TfcError: every complaint about the spec (E0xx to E5xx), and E801 to E814 for the target, the passes and
     the implementation.
     """
-    built = front(path_or_text, lets, model=model)
-    chosen = pipeline.DEFAULT if passes is None else _passes(passes)
-    lowered = built.lowered
+    chosen = None if passes is None else tuple(passes)
+    built = front(path_or_text, lets, chosen, model)
+    program = built.lowered.program
 
     def optimize(held: frozenset[str]) -> pipeline.Result:
-        return pipeline.run(lowered.program, chosen, held)
+        return pipeline.run(program, _passes(chosen), held) if held else built.result
 
-    return Model(lowered.program, optimize, resolve(target, interpret), implementation, lowered.names)
+    return Model(program, optimize, resolve(target, interpret), implementation, built.names)
 
 
-def _passes(given: Iterable[str | Pass]) -> tuple[Pass, ...]:
+def _passes(given: Iterable[str | Pass] | None) -> tuple[Pass, ...]:
+    if given is None:
+        return pipeline.DEFAULT
     return tuple(p for item in given for p in (pipeline.choose([item]) if isinstance(item, str) else (item,)))

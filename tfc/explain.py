@@ -132,12 +132,18 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """The report as text, for people: a table, then every refusal once, then what the passes say."""
+        return self.text()
+
+    def text(self, every: bool = False) -> str:
+        """The report for people: a table, then every refusal once, then what the passes say.
+
+        every: a line for each operation; else small neighbours on one kernel share one.
+        """
         lengths = ", ".join(f"{k} = {v}" for k, v in self.lengths.items())
         arrays, numbers, size = self.parameters
         out = [f"{self.program} on {self.target.name}" + (f", {lengths}" if lengths else "")]
         out += [f"{numbers:,} parameters in {arrays} arrays, {_size(size)}", ""]
-        out += _table(self.lines)
+        out += _table([[line] for line in self.lines] if every else _groups(self.lines))
         seconds = self.seconds
         time = f", {_time(seconds)} at the roofline, each operation alone" if seconds is not None else ""
         out += ["", f"a call: {_count(self.total('flops'))}FLOP, {_size(self.total('bytes'))} moved{time}"]
@@ -253,29 +259,46 @@ def _bytes(t: TensorType) -> int:
     return prod(t.ints) * t.dtype.bytes
 
 
-def _table(lines: Sequence[Line]) -> list[str]:
+def _groups(lines: Sequence[Line]) -> list[list[Line]]:
+    """Neighbours in one body, on one kernel that nobody refused and without a matrix product, are together."""
+    out: list[list[Line]] = []
+    for line in lines:
+        small = line.cost.matmul == 0 and not line.row.refusals and not line.row.notes
+        last = out[-1][-1] if out else None
+        together = small and last is not None and last.cost.matmul == 0 and not last.row.refusals and not last.row.notes
+        if last is not None and together and (last.row.kernel, last.row.within) == (line.row.kernel, line.row.within):
+            out[-1].append(line)
+        else:
+            out.append([line])
+    return out
+
+
+def _table(groups: Sequence[Sequence[Line]]) -> list[str]:
     head = ("operation", "times", "on", "gives", "FLOP", "moved", "roofline", "where")
-    rows = [
-        (
-            f"{line.row.site} {line.row.op}",
-            str(line.row.count),
-            line.row.kernel,
-            str(line.row.eqn.outs[0].type),
-            _count(line.cost.flops),
-            _size(line.cost.bytes),
-            "-" if line.seconds is None else _time(line.seconds),
-            line.place,
-        )
-        for line in lines
-    ]
-    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+    table = [head, *(_cells(group) for group in groups)]
+    widths = [max(len(r[i]) for r in table) for i in range(len(head))]
     right = {1, 4, 5, 6}
-    return [
-        "  ".join(
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
-        ).rstrip()
-        for r in (head, *rows)
-    ]
+    out = []
+    for row in table:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        out.append("  ".join(cells).rstrip())
+    return out
+
+
+def _cells(group: Sequence[Line]) -> tuple[str, ...]:
+    first, last = group[0], group[-1]
+    name = f"{first.row.site} {first.row.op}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+    seconds = None if first.seconds is None else sum(line.seconds or 0.0 for line in group)
+    return (
+        name,
+        str(first.row.count),
+        first.row.kernel,
+        str(last.row.eqn.outs[0].type),
+        _count(sum(line.cost.flops for line in group)),
+        _size(sum(line.cost.bytes for line in group)),
+        "-" if seconds is None else _time(seconds),
+        next((line.place for line in group if line.place), ""),
+    )
 
 
 def _refusals(lines: Sequence[Line]) -> list[str]:

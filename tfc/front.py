@@ -72,7 +72,7 @@ def _pass(chosen: str | Pass) -> Pass:
 
 
 def source_of(path_or_text: str | os.PathLike[str]) -> tuple[Source, Path | None]:
-    """The text with its name, and the folder its imports are looked up in. Raises TfcError where a file cannot be read."""
+    """The text with its name, and the folder its imports are looked up in. Raises TfcError for an unreadable file."""
     if isinstance(path_or_text, str) and any(c in path_or_text for c in "\n{"):
         return Source("<text>", path_or_text), None
     source, found = read_source(Path(path_or_text))

@@ -8,12 +8,14 @@ from typing import Any, NoReturn, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tfc.backends.binding import bind_call, lengths_of
 from tfc.backends.emit import Emitted, emit
 from tfc.backends.kernel import Target
 from tfc.backends.reach import indexed
 from tfc.diagnostics import Diagnostic, TfcError
+from tfc.importers.hf import import_hf
 from tfc.ir.names import NamesMap
 from tfc.ir.param_map import ParamMap
 from tfc.ir.program import Program
@@ -110,17 +112,26 @@ class Model:
         return tree.nest(initial(self.lowered.stored(), key))
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Parameters from a safetensors file with tfc's own names, as `save` writes them.
+        """Parameters from a safetensors file with tfc's own names, as `save` writes them; or from a folder with a
+        Hugging Face checkpoint, by the spec's `names hf`.
 
-        Raises TfcError (E601 to E607), naming each parameter and both shapes.
+        Raises TfcError (E601 to E609), naming each parameter and both shapes.
         """
-        found = files.load(path, self.lowered.stored())
+        stored = self.lowered.stored()
+        if not os.path.isdir(path):
+            found = files.load(path, stored)
+        elif "hf" in self.names:
+            found = import_hf(path, stored, self.names["hf"])
+        else:
+            fact = f"{os.fspath(path)} is a folder, and the spec of {self.lowered.name} has no `names hf` for it"
+            hint = "add `names hf { ... }` to the spec, or give a safetensors file that tfc wrote"
+            raise TfcError(Diagnostic("E609", fact, help=hint))
         return tree.nest({name: jnp.asarray(x) for name, x in found.items()})
 
     def save(self, params: "Params | Packed", path: str | os.PathLike[str]) -> None:
         """Writes parameters (unpacked, if need be) to a safetensors file: `layer.3.look.q.weight` for turn 3."""
         flat = tree.flatten(self.unpack(params) if isinstance(params, Packed) else params)
-        self._check(flat)
+        self._fits(flat, self.lowered)
         files.save(flat, path, self.lowered.stored())
 
     def pack(self, params: Params) -> Packed:
@@ -131,9 +142,9 @@ class Model:
         Raises TfcError (E601 to E605) for parameters that are not those of the model.
         """
         flat = tree.flatten(params)
-        self._check(flat)
+        self._fits(flat, self.lowered)
         held: frozenset[str] = frozenset()
-        concrete = not any(isinstance(x, jax.core.Tracer) for x in flat.values())
+        concrete = not any(isinstance(x, Tracer) for x in flat.values())
         while concrete:
             failing = apply.failing_guards(self._variant(held)[0].map, flat)
             if not failing:
@@ -145,9 +156,10 @@ class Model:
         """The parameters that `pack` was given, to rounding where a pass computed with them."""
         return tree.nest(apply.unpack(self._variant(packed.held)[0].map, packed.arrays))
 
-    def _check(self, flat: Mapping[str, Any]) -> None:
+    @staticmethod
+    def _fits(flat: Mapping[str, Any], program: Program) -> None:
         try:
-            tree.check(flat, self.lowered.stored())
+            tree.check(flat, program.stored())
         except TfcError as e:
             raise TfcError(*files.few(e.diagnostics)) from None
 
@@ -175,10 +187,13 @@ class Model:
         empty = [name for name, n in bound.lengths.items() if n == 0]
         if empty:
             shapes = ", ".join(f"`{i.value.name}` {i.value.type}" for i in bound.program.inputs)
-            raise TfcError(Diagnostic("E706", f"{' and '.join(empty)} = 0 in {shapes}", help="an empty call has no result"))
+            fact = f"{' and '.join(empty)} = 0 in {shapes}"
+            raise TfcError(Diagnostic("E706", fact, help="an empty call has no result"))
         packed = params if isinstance(params, Packed) else self.pack(params)
         result, emitted = self._variant(packed.held)
-        tree.check({s.path: packed.arrays[s.path] for s in result.program.stored() if s.path in packed.arrays}, result.program.stored())
+        if packed is params:
+            read = {p: x for p, x in packed.arrays.items() if p not in result.map.kept}
+            self._fits(read, result.program)
         return emitted(packed.arrays, given)
 
     def _given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +277,7 @@ def _later(name: str) -> NoReturn:
 
 
 def _array(name: str, x: Any) -> Any:
-    """What JAX and numpy hold as it is, anything else as numpy reads it. Raises TfcError (E703) for what is no array."""
+    """What JAX and numpy hold as it is, anything else as numpy reads it. Raises TfcError (E703) where that fails."""
     if isinstance(x, jax.Array | np.ndarray):
         return x
     try:
@@ -276,7 +291,7 @@ def _array(name: str, x: Any) -> Any:
 
 def _outside(name: str, x: Any, low: int, high: int) -> str:
     """The first element that is not in low..high, in words; nothing for a tracer, whose values are not known."""
-    if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.integer):
+    if isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.integer):
         return ""
     values = np.asarray(x)
     wrong = (values < low) | (values > high)

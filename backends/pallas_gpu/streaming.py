@@ -392,6 +392,6 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
         grid_names=("batch", "head", "tile"),
         num_threads=plan.config.consumers + 1,
         thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=mosaic_interpreter() if plan.interpret else None,
     )

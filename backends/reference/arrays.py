@@ -31,7 +31,7 @@ def elementwise(op: Elementwise, real: Any, *operands: Array) -> tuple[Array]:
 
 def reduction(op: Reduction, real: Any, x: Array) -> tuple[Array]:
     """sum, mean, max or min over the last axis, kept with size 1.   x: [..., C] -> [..., 1]"""
-    how = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min}[op.fn]
+    how: Any = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min}[op.fn]
     return (how(x, axis=-1, keepdims=True),)
 
 

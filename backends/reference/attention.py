@@ -32,7 +32,9 @@ def _formula(expr: Expr, shape: tuple[int, ...], captured: tuple[Array, ...], re
             "q": (jnp.arange(n, dtype=jnp.int32) + (m - n))[None, None, :, None],
             "k": jnp.arange(m, dtype=jnp.int32)[None, None, None, :],
         },
-        load=lambda x, side: jnp.atleast_2d(x)[:, None, :, None] if side == "q" else jnp.atleast_2d(x)[:, None, None, :],
+        load=lambda x, side: (
+            jnp.atleast_2d(x)[:, None, :, None] if side == "q" else jnp.atleast_2d(x)[:, None, None, :]
+        ),
         vars={"h": jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], **names},
     )
     return jnp.broadcast_to(reader(expr), shape)

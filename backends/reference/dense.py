@@ -71,18 +71,21 @@ _MEANING: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def primitive(fn: str, args: Sequence[Array], real: Any) -> Array:
+def primitive(fn: str, args: Sequence[Array | int], real: Any) -> Array:
     """A primitive of the closed table, element by element.
 
     args: bool, int32 or real arrays that broadcast. Integers turn real where another argument or the
     result is real. A power is by squaring where the exponent is an integer known beforehand.
     """
     kinds = [_kind(a) for a in args]
-    whole = fn == "pow" and isinstance(args[1], int)
-    gives = kind_of(Apply(fn, tuple(Const(args[1]) if whole and i else Var("x", k) for i, k in enumerate(kinds))))
+    # whether an integer power is an integer depends on the exponent's sign
+    gives = kind_of(Apply(fn, tuple(Const(a) if isinstance(a, int) else Var("x", _kind(a)) for a in args)))
     takes_reals = gives is Kind.REAL or Kind.REAL in kinds or fn == "floor"
-    values = [a if k is Kind.BOOL or not takes_reals or isinstance(a, int) else a.astype(real) for a, k in zip(args, kinds, strict=True)]
-    return _MEANING[fn](*values)
+
+    def known_as(x: Any, kind: Kind) -> Any:
+        return x if kind is Kind.BOOL or not takes_reals or isinstance(x, int) else x.astype(real)
+
+    return _MEANING[fn](*map(known_as, args, kinds))
 
 
 def _kind(x: Any) -> Kind:
@@ -157,6 +160,6 @@ class Dense:
             values = values.astype(self.real)
         elif values.dtype == jnp.bool_ and fn not in ("any", "all"):
             values = values.astype(jnp.int32)
-        how = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min, "any": jnp.any, "all": jnp.all}[fn]
-        out = how(values, axis=axes, keepdims=True)
+        how: Any = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min, "any": jnp.any, "all": jnp.all}
+        out: Array = how[fn](values, axis=axes, keepdims=True)
         return out.astype(jnp.int32) if jnp.issubdtype(out.dtype, jnp.integer) else out

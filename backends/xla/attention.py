@@ -1,4 +1,4 @@
-"""Attention and its separate steps as jnp: grouped products, masks as small as the formula lets them be, float32 softmax.
+"""Attention and its separate steps as jnp: grouped products, masks as small as their formulas, float32 softmax.
 
 B batch, N queries, M keys, H query heads, G key/value heads, R = H / G, D head size. Keys and values are never
 repeated for their group. Formulas are computed along the axes they depend on: a padding mask is [B, 1, 1, M],
@@ -58,7 +58,7 @@ def grouped_scores(q: Array, k: Array, scale: float, real: Any) -> Array:
 
 
 def grouped_mix(w: Array, v: Array, real: Any) -> Array:
-    """Weighted sums in `real`.   w: [B, H, N, M], rounded to v's type for the product   v: [B, M, G, Dv]   -> [B, N, H, Dv]"""
+    """Weighted sums in `real`.   w: [B, H, N, M], rounded to v's type   v: [B, M, G, Dv]   -> [B, N, H, Dv]"""
     b, h, n, m = w.shape
     g, d = v.shape[2:]
     exact = "highest" if v.dtype.itemsize > 2 else None
@@ -116,8 +116,8 @@ def _attention(eqn: Eqn, op: Attention) -> Call:
     out, lse = (DTYPES[v.type.dtype] for v in eqn.outs)
 
     def call(*operands: Array) -> tuple[Array, ...]:
-        y, l = attend(op, real_of(eqn), *operands)
-        return y.astype(out), l.astype(lse)
+        y, log_sum = attend(op, real_of(eqn), *operands)
+        return y.astype(out), log_sum.astype(lse)
 
     return call
 

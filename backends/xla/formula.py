@@ -74,6 +74,16 @@ FORMS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+REDUCTIONS: Mapping[str, Callable[..., Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "max": jnp.max,
+    "min": jnp.min,
+    "any": jnp.any,
+    "all": jnp.all,
+}
+
+
 def apply(fn: str, args: Sequence[Any], kinds: Sequence[Kind], gives: Kind, real: Any) -> Array:
     """A primitive on arrays of the given kinds, integers made real where the result or another argument is."""
     takes_reals = gives is Kind.REAL or Kind.REAL in kinds or fn == "floor"
@@ -119,7 +129,7 @@ class Reader:
             case Apply(fn, args):
                 kinds = [kind_of(a) for a in args]
                 # an integer literal stays a Python number: exact beside reals, a static exponent, a folded divisor
-                values = [a.value if isinstance(a, Const) and k is Kind.INT else self(a) for a, k in zip(args, kinds, strict=True)]
+                values = [a.value if isinstance(a, Const) and kind_of(a) is Kind.INT else self(a) for a in args]
                 return apply(fn, values, kinds, kind_of(expr), self.real)
             case Token() | Load():
                 raise FormulaError(f"`{expr}` has no value outside attention")
@@ -159,8 +169,7 @@ class Reader:
         kind = kind_of(Reduce(fn, tuple(names), body))
         if kind is not Kind.BOOL:
             values = values.astype(jnp.int32 if kind is Kind.INT else self.real)
-        how: Any = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min, "any": jnp.any, "all": jnp.all}[fn]
-        out: Array = how(values, axis=where, keepdims=True)
+        out: Array = REDUCTIONS[fn](values, axis=where, keepdims=True)
         return out if kind is Kind.BOOL else out.astype(values.dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.xla.arrays import real_of, serve
 from tfc.backends.xla.formula import Reader
-from tfc.formula.expr import Kind, Var
+from tfc.formula.expr import Expr, Kind, Var
 from tfc.ir.ops import FeedForward, Linear
 from tfc.ir.program import Eqn
 
@@ -53,10 +53,10 @@ def _build_ffn(eqn: Eqn, target: Target) -> Call:
             weight = rest.pop(0)
             return matmul(y, weight, rest.pop(0) if op.biased else None, real).astype(out)
 
-        leaves = {Var("u", Kind.REAL): next_product(x).astype(real)}
+        leaves: dict[Expr, Array] = {Var("u", Kind.REAL): next_product(x).astype(real)}
         if op.gated:
             leaves[Var("g", Kind.REAL)] = next_product(x).astype(real)
-        hidden = Reader(real=real, leaves=dict(leaves))(op.activation).astype(x.dtype)
+        hidden = Reader(real=real, leaves=leaves)(op.activation).astype(x.dtype)
         return (next_product(jnp.broadcast_to(hidden, leaves[Var("u", Kind.REAL)].shape)),)
 
     return call

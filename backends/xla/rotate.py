@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.xla.arrays import real_of, serve
 from tfc.backends.xla.formula import Reader
-from tfc.formula.expr import Kind, Var
+from tfc.formula.expr import Expr, Kind, Var
 from tfc.ir.ops import Rotate
 from tfc.ir.program import Eqn
 
@@ -26,8 +26,11 @@ def _build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:
 
     def call(x: Array, positions: Array | None = None) -> tuple[Array, ...]:
         pos = jnp.arange(x.shape[1], dtype=jnp.int32)[None] + offset if positions is None else positions
-        leaves = {Var("pos", Kind.INT): pos[:, :, None, None], Var("c", Kind.INT): jnp.arange(half, dtype=jnp.int32)}
-        angle = Reader(real=real, leaves=dict(leaves))(op.angle).astype(real)
+        leaves: dict[Expr, Array] = {
+            Var("pos", Kind.INT): pos[:, :, None, None],
+            Var("c", Kind.INT): jnp.arange(half, dtype=jnp.int32),
+        }
+        angle = Reader(real=real, leaves=leaves)(op.angle).astype(real)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         turned = x[..., : op.dims].astype(real)
         pairs = jnp.reshape(turned, (*x.shape[:3], 2, half) if op.pairing == "half" else (*x.shape[:3], half, 2))

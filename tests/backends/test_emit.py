@@ -202,9 +202,9 @@ program words(%ids: int[B, T], %other: int[B, T]) {
 def test_rows_that_a_table_lacks_for_these_lengths_are_an_error():
     program = parse(TABLES)
     params = {"words.table": jnp.ones((10, 4)), "places.table": jnp.ones((6, 4))}
-    ids = np.zeros((1, 3), np.int32)
+    ids = jnp.zeros((1, 3), jnp.int32)
     emit(program, CPU)(params, {"ids": ids, "other": ids})
-    longer = np.zeros((1, 4), np.int32)
+    longer = jnp.zeros((1, 4), jnp.int32)
     with pytest.raises(TfcError, match=r"E707.*row 6 of `places.table` is read, which has rows 0..5"):
         emit(program, CPU)(params, {"ids": longer, "other": longer})
 
@@ -221,7 +221,7 @@ def test_a_position_table_read_by_its_index_is_checked_too():
       return %y
     }""")
     emit(program, CPU)({"place": jnp.ones((4, 2))}, {"x": jnp.ones((3, 2))})
-    with pytest.raises(TfcError, match="E707.*row 4 of `place`"):
+    with pytest.raises(TfcError, match=r"E707.*row 4 of `place`"):
         emit(program, CPU)({"place": jnp.ones((4, 2))}, {"x": jnp.ones((5, 2))})
 
 

@@ -30,7 +30,9 @@ def test_every_operation_is_defined():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("b", "n", "m", "g", "r"), [(2, 3, 3, 2, 1), (1, 2, 5, 1, 3), (2, 5, 3, 2, 2), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("b", "n", "m", "g", "r"), [(2, 3, 3, 2, 1), (1, 2, 5, 1, 3), (2, 5, 3, 2, 2), (1, 1, 1, 1, 1)]
+)
 def test_attention_is_that_of_jax(b: int, n: int, m: int, g: int, r: int, causal: bool):
     """Values and gradients, grouped heads, N != M; JAX's causal mask is aligned at the start, so it is given as one."""
     q, k, v, dout = draw(n, (b, n, g * r, 4), (b, m, g, 4), (b, m, g, 4), (b, n, g * r, 4))
@@ -100,7 +102,7 @@ def test_a_nan_reaches_the_rows_that_see_it_and_nothing_beyond_a_length():
 
 
 def test_the_weigh_formula_leaves_unseen_keys_out():
-    """HSTU's weights silu(s) / n (arXiv:2402.17152): what the mask hides weighs nothing, although silu(-inf) is no number."""
+    """HSTU's weights silu(s) / n (arXiv:2402.17152): what is hidden weighs nothing, although silu(-inf) is NaN."""
     q, k, v = draw(3, (1, 3, 1, 4), (1, 3, 1, 4), (1, 3, 1, 4))
     silu = apply("div", apply("mul", S, apply("sigmoid", S)), Const(3))
     out, _ = define(Attention(scale=1.0, mask=CAUSAL, weigh=silu), jnp.float32, q, k, v)
@@ -119,7 +121,9 @@ def test_positions_heads_and_tables_in_formulas():
     _, lse = define(Attention(scale=0.5, score=score), jnp.float32, q, k, v, slope, row, t)
     for i, h, a in itertools.product(range(b), range(heads), range(n)):
         s = [
-            0.5 * float(np.dot(q[i, a, h], k[i, j, 0])) + float(slope[h]) * (a + m - n - j) + float(row[i, a] + t[j % 2])
+            0.5 * float(np.dot(q[i, a, h], k[i, j, 0]))
+            + float(slope[h]) * (a + m - n - j)
+            + float(row[i, a] + t[j % 2])
             for j in range(m)
         ]
         assert lse[i, h, a] == pytest.approx(math.log(sum(map(math.exp, s))), rel=1e-5, abs=1e-5)
@@ -127,8 +131,9 @@ def test_positions_heads_and_tables_in_formulas():
 
 EDGES: list[tuple[str, tuple[float | int, ...], float | int]] = [
     ("sign", (0.0,), 1.0), ("sign", (-2.0,), -1.0), ("sign", (0,), 1), ("round", (0.5,), 0.0), ("round", (1.5,), 2.0),
-    ("floor", (-0.5,), -1), ("floordiv", (-7, 2), -4), ("floordiv", (7, 0), 0), ("mod", (-7, 3), 2), ("mod", (7, -3), -2),
-    ("mod", (7, 0), 0), ("div", (1, 2), 0.5), ("exp2", (3,), 8.0), ("log1p", (0,), 0.0), ("rsqrt", (4,), 0.5),
+    ("floor", (-0.5,), -1), ("floordiv", (-7, 2), -4), ("floordiv", (7, 0), 0), ("mod", (-7, 3), 2),
+    ("mod", (7, -3), -2), ("mod", (7, 0), 0), ("div", (1, 2), 0.5), ("exp2", (3,), 8.0), ("log1p", (0,), 0.0),
+    ("rsqrt", (4,), 0.5),
 ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_an_unknown_implementation_is_refused_with_a_suggestion():
 
 def test_float64_is_refused_until_jax_has_it():
     eqn = equation(ops.Reduction(fn="sum"), TensorType((2, 3), DType.F64))
-    with pytest.raises(TfcError, match="xla nor reference cannot serve .*jax_enable_x64"):
+    with pytest.raises(TfcError, match=r"xla nor reference cannot serve .*jax_enable_x64"):
         choose(eqn, CPU)
     with jax.enable_x64(True):
         assert choose(eqn, CPU).kernel.name == "xla"

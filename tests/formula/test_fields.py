@@ -25,7 +25,7 @@ def mod(x: Expr, n: int) -> Expr:
     [
         (NAMED_MASKS["dilated"](0), "q.0 >= k.1 and q.2 == k.3", ["q", "k", "q % 4", "k % 4"]),
         (NAMED_MASKS["documents"](0), "q.0 == k.1", ["$0.q", "$0.k"]),
-        (NAMED_MASKS["by_head"](0), "q.0 >= k.1 and q.0 - k.1 < h.2", ["q", "k", "$0[h]"]),
+        (NAMED_MASKS["by_head"](0), "q.0 >= k.1 and q.0 < k.2", ["q", "k", "k + $0[h]"]),
         (NAMED_MASKS["padding"](0), "k.0", ["$0.k"]),
         (NAMED_MASKS["shifted"](0), "q.0 == k.1", ["($0.q - 2) // 4", "($0.k - 2) // 4"]),
         (Const(True), "yes", []),
@@ -35,7 +35,7 @@ def mod(x: Expr, n: int) -> Expr:
             ["q - $2.q", "$1.k - $0.k"],
         ),
         (apply("eq", mod(apply("sub", Q, K), 3), Const(0)), "q.0 == k.1", ["q % 3", "k % 3"]),
-        (apply("eq", mod(apply("sub", K, Q), 3), Const(0)), "q.0 == k.1", ["q % 3", "k % 3"]),
+        (apply("eq", mod(apply("sub", K, Q), 3), Const(0)), "k.0 == q.1", ["k % 3", "q % 3"]),
         (apply("lt", apply("neg", Q), apply("neg", K)), "q.0 > k.1", ["q", "k"]),
         (apply("add", S, Read(0, (H,), Kind.REAL)), "s + h.0", ["$0[h]"]),
     ],

@@ -49,7 +49,7 @@ def test_before_is_canonical(case: str):
 
 @pytest.mark.parametrize("name", [p.name for p in DEFAULT])
 def test_each_pass_is_seen_at_work_and_holding_back(name: str):
-    """At least one file in which the pass does something (a change, or a finding), and one in which it leaves all be."""
+    """At least one file in which the pass does something (a change, a finding), and one in which it leaves all be."""
     done = [(run(case)[1], parse(run(case)[0])) for case in CASES if case.startswith(f"{name}/")]
     assert any(after.program != before or any(not n.held for n in after.notes) for after, before in done)
     assert any(after.program == before for after, before in done)

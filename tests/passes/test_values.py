@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfc.backends.reference.program import evaluate
-from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Reduction, Repeat, Scores
+from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Reduction, Repeat, Scores, promote
 from tfc.ir.param_map import IDENTITY, Add, MatVec, ParamMap, ScaleRows, Source, Sub, UnscaleRows, parts, substitute
 from tfc.ir.param_map import Expr as ParamExpr
 from tfc.ir.program import Precision, Program
@@ -66,33 +66,31 @@ def close(a: Any, b: Any) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10 * float(1 + jnp.max(jnp.abs(b), initial=0)))
 
 
-def agree(program: Program, map: ParamMap, params: Tree, seed: int, expected: Any) -> None:
-    out, gradients = judged(program, map, params, seed)
-    for a, b in zip(out, expected[0], strict=True):
-        close(a, b)
-    for path in params:
-        close(gradients[path], expected[1][path])
-
-
+@settings(max_examples=settings.default.max_examples // 2)  # each runs half a dozen programs
 @given(program=programs(depth=1), seed=SEEDS)
 def test_exact_passes_keep_the_function(program: Program, seed: int):
-    """Values, and gradients by the parameters as they were before the pass; each pass alone, then the pipeline."""
+    """Values after each pass alone; after the pipeline also gradients, by the parameters as they were before it."""
     verify(program)
     params = parameters(program, seed)
-    expected = judged(program, IDENTITY, params, seed)
+    values, gradients = judged(program, IDENTITY, params, seed)
     for step in EXACT:
         done = step(program)
         if done.program != program:
-            event(f"{step.name} changes it")
             verify(done.program, after=step.name)
-            agree(done.program, done.map, params, seed, expected)
-    done = run(program)
-    agree(done.program, done.map, params, seed, expected)
+            found = evaluate(done.program.bind(LENGTHS), pack(done.map, params), inputs(seed), jnp.float64)
+            for a, b in zip(found, values, strict=True):
+                close(a, b)
+    last = run(program)
+    found, back = judged(last.program, last.map, params, seed)
+    for a, b in zip(found, values, strict=True):
+        close(a, b)
+    for path in params:
+        close(back[path], gradients[path])
 
 
 @pytest.mark.parametrize("step", [p for p in EXACT if p.name != "analyse-tiles"], ids=lambda p: p.name)
 def test_the_law_is_not_vacuous(step: Any):
-    """Each pass finds work, beyond what is dead, in at least a quarter of the drawn programs; and holds back in some."""
+    """Each pass finds work, beyond what is dead, in a quarter of the drawn programs, and holds back in some."""
     changed = held = 0
 
     @given(program=programs(depth=1))
@@ -161,8 +159,9 @@ def test_precision_only_casts(asked: tuple[DType, DType], data: st.DataObject):
                 wanted, types = compute, types[:3]
             case Mix():
                 wanted, types = compute, types[1:]
-            case Reduction():
-                wanted = reduce
+            case Reduction():  # or wider, where what is reduced is
+                assert types[0].dtype is promote([types[0].dtype, reduce])
+                continue
             case Repeat(carries=carries):
                 wanted, types = compute, types[:carries]
             case _:

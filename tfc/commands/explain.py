@@ -20,11 +20,12 @@ def explain(
     target: str,
     shape: Mapping[str, str],
     implementation: str | None,
+    every: bool,
     as_json: bool,
 ) -> int:
     """Prints the report and returns the exit code."""
     said = report(file, sets, target, whole_numbers(shape), implementation)
-    click.echo(json.dumps(said.to_json(), indent=2) if as_json else str(said))
+    click.echo(json.dumps(said.to_json(), indent=2) if as_json else said.text(every))
     return 0
 
 

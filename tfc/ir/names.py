@@ -57,7 +57,7 @@ class Ignored(Ours):
 
 @dataclass(frozen=True, slots=True)
 class NameEntry:
-    """One line of a map. theirs: text and index expressions over loop names, in turn, as `"h.{2 * pair}.w"` has them."""
+    """One line of a map. theirs: text and index expressions over loop names, in turn: `"h.{2 * pair}.w"` has three."""
 
     theirs: tuple[str | Expr, ...]
     ours: Ours

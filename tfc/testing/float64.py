@@ -341,7 +341,8 @@ def gradients(
     """By operand number (0, 1, 2 for q, k, v, then the slots), for the operands of floating type.
 
     dout: [B, N, H, Dv], dlse: [B, H, N]. At a lower precision the weights and the scores' gradients are rounded
-    to `at.store` before their products, as (arXiv:2205.14135) does, and the row sums use the rounded result.
+    to `at.store` before their products, as (arXiv:2205.14135) does, and the row sums use the rounded result; the
+    weights' own gradients are rounded too, as they are where the rounding of the weights is differentiated.
     Units are those of the precision `judged`, by default `at`.
     """
     with np.errstate(all="ignore"):
@@ -357,7 +358,7 @@ def _gradients(
     store, sums = ROUNDOFF[judged.store], ROUNDOFF[judged.real]
     qs, ks, vs = (_heads(x, heads, real) for x in (q, k, v))
     do = dout.astype(real).transpose(0, 2, 1, 3)
-    dw = do @ vs.swapaxes(2, 3)
+    dw = at.rounded(do @ vs.swapaxes(2, 3))
     dw_size = np.abs(do) @ np.abs(vs).swapaxes(2, 3)
     by_p, by_p_error = f.weigh.slope(P, f.p)
     by_s, by_s_error = f.weigh.slope(S, f.p)
@@ -380,6 +381,9 @@ def _gradients(
     p = np.where(f.seen, f.p, 0)
     dz_error = np.where(p > 0, dz_error, 0)
 
+    # rounded twice: the weights' gradients, as a derivative of their rounding has it, and the scores'
+    rounded = np.where(f.seen, np.hypot(dz, p * dw), 0)
+
     slope, slope_error = f.score.slope(S, p)
     ds_error = np.where(p > 0, dz_error * np.abs(slope) + np.abs(dz) * slope_error, 0)
     scale = abs(op.scale)
@@ -387,7 +391,7 @@ def _gradients(
     out: dict[int, Gradient] = {}
 
     dq = op.scale * (ds @ ks)
-    kept = np.sqrt(scale**2 * ((dz * slope) ** 2 @ ks**2) + dq**2)
+    kept = np.sqrt(scale**2 * ((rounded * slope) ** 2 @ ks**2) + dq**2)
     unit = store * kept + scale * (jitter * np.abs((p * slope) @ ks) + sums * (ds_error @ np.abs(ks)))
     out[0] = Gradient(at.rounded(dq).transpose(0, 2, 1, 3), unit.transpose(0, 2, 1, 3))
 
@@ -396,7 +400,7 @@ def _gradients(
         return np.asarray(x.reshape(b, groups, heads // groups, m, d).sum(2).transpose(0, 2, 1, 3))
 
     dk = joined(op.scale * (ds.swapaxes(2, 3) @ qs))
-    t_dz, t_p, t_error = (x.swapaxes(2, 3) for x in (dz * slope, p * jitter * slope, ds_error))
+    t_dz, t_p, t_error = (x.swapaxes(2, 3) for x in (rounded * slope, p * jitter * slope, ds_error))
     kept = np.sqrt(joined(scale**2 * (t_dz**2 @ qs**2 + t_p**2 @ qs**2 / store**2)) + dk**2)
     out[1] = Gradient(at.rounded(dk), store * kept + sums * scale * joined(t_error @ np.abs(qs)))
 
@@ -407,13 +411,17 @@ def _gradients(
     out[2] = Gradient(at.rounded(dv), store * kept + sums * lost)
 
     leaves = _leaves(op, f.p.shape, captured, real)
-    flows = ((f.score, dz, dz_error, p * jitter), (f.weigh, np.where(f.seen, dw, 0), dw_size, np.zeros_like(p)))
-    for formula, flow, error, shared in flows:
+    seen_dw = np.where(f.seen, dw, 0)
+    flows = (
+        (f.score, dz, rounded, dz_error, p * jitter),
+        (f.weigh, seen_dw, seen_dw, dw_size, np.zeros_like(p)),
+    )
+    for formula, flow, kept, error, shared in flows:
         for leaf in formula.slopes:
             if isinstance(leaf, Load | Read):
                 g, g_error = formula.slope(leaf, p)
                 share = _Share(leaf, captured[leaf.slot], p.shape, leaves)
-                unit = share.unit(store * flow * g, sums * (error * np.abs(g) + np.abs(flow) * g_error), shared * g)
+                unit = share.unit(store * kept * g, sums * (error * np.abs(g) + np.abs(flow) * g_error), shared * g)
                 nothing = np.zeros(captured[leaf.slot].shape)
                 found = out.get(3 + leaf.slot, Gradient(nothing, nothing))
                 out[3 + leaf.slot] = Gradient(found.value + share.sum(flow * g), found.unit + unit)

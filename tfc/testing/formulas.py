@@ -5,6 +5,8 @@ A formula's slots are numbered from `first` without gaps, so a mask and a score 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -157,19 +159,21 @@ NAMED_SCORES: Mapping[str, Callable[[int], Expr]] = {
 
 
 def renumbered(expr: Expr, first: int = 0) -> Expr:
-    """The formula with its slots numbered from `first` in the order in which they appear."""
-    seen: dict[int, int] = {}
+    """The formula with its slots numbered from `first` in the order in which they appear.
+
+    A slot that is read as two things (a field and a table, say, of formulas put together) becomes two.
+    """
+    seen: dict[tuple[object, ...], int] = {}
+
+    def what(node: Load | Read) -> tuple[object, ...]:
+        return node.slot, node.kind, len(node.indices) if isinstance(node, Read) else None
+
     for node in walk(expr):
         if isinstance(node, Load | Read):
-            seen.setdefault(node.slot, first + len(seen))
+            seen.setdefault(what(node), first + len(seen))
 
     def rule(node: Expr) -> Expr | None:
-        match node:
-            case Load(slot, side, kind):
-                return Load(seen[slot], side, kind)
-            case Read(slot, indices, kind):
-                return Read(seen[slot], indices, kind)
-        return None
+        return replace(node, slot=seen[what(node)]) if isinstance(node, Load | Read) else None
 
     return rewrite(expr, rule)
 
@@ -201,6 +205,7 @@ def _apply(fn: str, *args: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     return st.tuples(*args).map(lambda found: Apply(fn, found))
 
 
+@cache  # a strategy drawn from often is built once
 def integers(*, shared: bool = True, wild: bool = False) -> st.SearchStrategy[Expr]:
     """Integer formulas of positions, fields and tables.
 
@@ -228,6 +233,7 @@ def integers(*, shared: bool = True, wild: bool = False) -> st.SearchStrategy[Ex
 REAL_FUNCTIONS = ("sqrt", "rsqrt", "exp", "exp2", "log", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "round")
 
 
+@cache
 def reals(*, shared: bool = True, wild: bool = False) -> st.SearchStrategy[Expr]:
     """Real formulas, of every real primitive. wild: as `integers`, and outside the functions' domains."""
     literal = st.floats(-8, 8, width=32).map(Const)
@@ -250,6 +256,7 @@ def _comparison(of: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     return st.sampled_from(("eq", "ne", "lt", "le", "gt", "ge")).flatmap(lambda fn: _apply(fn, of, of))
 
 
+@cache
 def masks(*, first: int = 0, shared: bool = True, real: bool = False, wild: bool = False) -> st.SearchStrategy[Expr]:
     """Masks: a named one, or a drawn formula, or both together; slots from `first`.
 
@@ -280,6 +287,7 @@ def _shares(expr: Expr) -> bool:
     return len({slot for slot, _ in loads}) < len(loads)
 
 
+@cache
 def scores(*, first: int = 0, shared: bool = True) -> st.SearchStrategy[Expr]:
     """Scores: a named one, perhaps with a bias of the head and the difference, perhaps only where a mask says so."""
     named = st.sampled_from([make(60) for make in NAMED_SCORES.values()])

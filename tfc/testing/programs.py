@@ -255,7 +255,7 @@ _STEPS = (_projections, _norm, _ffn, _attention, _simple)
 
 
 def _steps(b: _Builder, depth: int) -> None:
-    for _ in range(b.draw(st.integers(1, 4))):
+    for _ in range(b.draw(st.integers(1, 5))):
         if depth and b.draw(st.booleans()):
             _repeat(b, depth)
         else:
@@ -275,7 +275,7 @@ def programs(draw: st.DrawFn, *, depth: int = 2, precision: Precision = Precisio
     ]
     b = _Builder(draw, "", given)
     _steps(b, depth)
-    results = (b.values[-1], *([b.pick()] if b.seldom() else []))
+    results = tuple(dict.fromkeys(b.pick() for _ in range(draw(st.integers(1, 4)))))
     program = Program("drawn", tuple(map(Input, given)), tuple(b.params), tuple(b.eqns), results)
     return _asking(program, precision)
 
