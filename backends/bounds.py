@@ -202,7 +202,7 @@ class _Case:
         tokens = self.n if node.side == "q" else self.m
         if x.ndim not in (1, 2) or x.shape[-1] != tokens:
             raise FormulaError(f"`{node}` reads an array of shape {x.shape}, there are {tokens} tokens")
-        x = x.reshape(-1, tokens).astype(DTYPES[node.kind])
+        x = (x if x.ndim == 2 else x[None]).astype(DTYPES[node.kind])
         return x[:, None, :, None] if node.side == "q" else x[:, None, None, :]
 
     def tokens(self, derived: DerivedField) -> Interval:

@@ -96,13 +96,6 @@ def title(text: str) -> None:
     print(f"\n--- {text} {'-' * (100 - len(text))}\n")
 
 
-def shortened(text: str, lines: int) -> str:
-    """The first lines, and how many were left out."""
-    have = text.rstrip().splitlines()
-    left = f"  ... {len(have) - lines} more lines: tfc show {SPEC.name}"
-    return "\n".join(have if len(have) <= lines else [*have[:lines], left])
-
-
 def main() -> None:
     folder = weights_folder()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -124,19 +117,19 @@ def main() -> None:
     print(f"{len(sentences) + len(questions)} texts embedded in {sentences.shape[1]} dimensions in {took:.1f} s,"
           " compilation included")  # fmt: skip
 
+    title("the program before the passes")
+    print(show(model.lowered))
+    title("the program after the passes")
+    print(show(model.program))
+    title("what each operation ran on")
+    print(model.explain(B=len(SENTENCES), T=int(ids.shape[1])))
+
     title("semantic search")
     for question, scores in zip(QUESTIONS, questions @ sentences.T, strict=True):
         print(question)
         for i in np.argsort(-scores)[:3]:
             print(f"   {scores[i]:5.2f}  {'#' * max(0, round(20 * scores[i])):<20}  {SENTENCES[i]}")
         print()
-
-    title("the program before the passes")
-    print(shortened(show(model.lowered), 60))
-    title("the program after the passes")
-    print(shortened(show(model.program), 60))
-    title("what each operation ran on")
-    print(model.explain(B=len(SENTENCES), T=int(ids.shape[1])))
 
 
 if __name__ == "__main__":

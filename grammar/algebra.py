@@ -12,7 +12,7 @@ from tfc.ir.ops import Elementwise, promote
 from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
 
-__all__ = ["combine", "formula_of", "leaf", "merge_fields", "operate", "tensor_of"]
+__all__ = ["check_kind", "combine", "formula_of", "kind_given", "leaf", "merge_fields", "operate", "tensor_of"]
 
 Operand = tuple[Meaning, Span]
 
@@ -67,7 +67,7 @@ def combine(fn: str, args: Sequence[Formula], span: Span, frame: Frame) -> Formu
     if known is not None:
         return known
     for a in args:
-        _check_kind(fn, a, frame)
+        check_kind(fn, a, frame)
     expr = Apply(fn, tuple(a.expr for a in args))
     size, depth = 1 + sum(a.size for a in args), 1 + max(a.depth for a in args)
     if size > LIMITS["formula nodes"]:
@@ -98,7 +98,7 @@ _TAKES: Mapping[str, tuple[Kind, ...]] = {
 }  # fmt: skip
 
 
-def _check_kind(fn: str, arg: Formula, frame: Frame) -> None:
+def check_kind(fn: str, arg: Formula, frame: Frame) -> None:
     takes = PRIMITIVES[fn].takes
     if arg.kind is None or arg.kind in _TAKES[takes]:
         return
@@ -178,7 +178,7 @@ def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Oper
             )
         return
     for a in shown:
-        _check_kind(fn, a, frame)
+        check_kind(fn, a, frame)
 
 
 def broadcast_shape(args: Sequence[Tensor]) -> tuple[Size, ...]:

@@ -9,7 +9,6 @@ from tfc.formula.expr import (
     Const,
     Expr,
     Field,
-    FormulaError,
     Kind,
     Load,
     Read,
@@ -23,10 +22,10 @@ from tfc.formula.expr import (
     walk,
 )
 from tfc.grammar import ast
-from tfc.grammar.algebra import formula_of
+from tfc.grammar.algebra import check_kind, formula_of, kind_given
 from tfc.grammar.numbers import whole
 from tfc.grammar.session import Frame, fail, refuse
-from tfc.grammar.values import NOTHING, Given, Tensor, describe
+from tfc.grammar.values import NOTHING, Formula, Given, Tensor, describe
 from tfc.ir.ops import Index, Masked, Mix, P, Rotate, S, Score, Scores, Weigh
 from tfc.ir.types import DType
 from tfc.source import Span
@@ -94,11 +93,12 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, span: Span, frame: Frame) -> 
     if groups < 1 or heads % groups:
         fits = [n for n in range(1, heads + 1) if heads % n == 0]
         near = max((n for n in fits if n <= groups), default=1)
-        edits = (Edit(k.span, str(near)),) if k.span.text.replace("_", "") == str(groups) else ()
+        at = k.chosen or k.span
+        edits = (Edit(at, str(near)),) if at.text.replace("_", "") == str(groups) else ()
         fail(
-            "E404", f"{heads} heads do not divide into {groups} kv_heads", k.span,
+            "E404", f"{heads} heads do not divide into {groups} kv_heads", at,
             help=f"kv_heads may be {', '.join(map(str, fits))}", edits=edits,
-            notes=(Note(f"the {heads} heads come from here", q.span),),
+            notes=(Note(f"the {heads} heads come from here", q.chosen or q.span),),
         )  # fmt: skip
 
 
@@ -209,15 +209,9 @@ def _check_kinds(expr: Expr, loads: Mapping[Expr, Expr], default: Span, frame: F
         return kind_of(loads[expr])
     if not isinstance(expr, Apply):
         return kind_of(expr)
-    kinds = [_check_kinds(a, loads, default, frame) for a in expr.args]
-    try:
-        return kind_of(
-            Apply(
-                expr.fn,
-                tuple(a if isinstance(a, Const) else Var("x", k) for a, k in zip(expr.args, kinds, strict=True)),
-            )
-        )
-    except FormulaError as error:
-        shown = ", ".join(f"`{_span_of(a, default, frame).text}` is {k}" for a, k in zip(expr.args, kinds, strict=True))
-        message = str(error).replace("`x`", f"`{_span_of(expr, default, frame).text}`")
-        fail("E301", f"{message}: {shown}", frame.at(_span_of(expr, default, frame)))
+    parts = [Formula(a, _check_kinds(a, loads, default, frame), _span_of(a, default, frame)) for a in expr.args]
+    for part in parts:
+        check_kind(expr.fn, part, frame)
+    kind = kind_given(expr.fn, parts, _span_of(expr, default, frame), frame)
+    assert kind is not None
+    return kind

@@ -1,9 +1,8 @@
 """A call of a block: its inputs bound, its body run in a scope of its own, under the place that the call opens."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from tfc.diagnostics import Diagnostic, Edit, Note, closest
+from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.components import change_inside, reach_in
 from tfc.grammar.evaluate import argument, enter
@@ -12,11 +11,10 @@ from tfc.grammar.scope import FileScope, Scope
 from tfc.grammar.segments import head, segments
 from tfc.grammar.session import Frame, Use, fail, is_library, refuse
 from tfc.grammar.statements import run_body
-from tfc.grammar.values import Change, Component, Failed, Meaning, Place, Tensor, describe
-from tfc.ir.types import Dim
+from tfc.grammar.values import Change, Component, Meaning, Place, Tensor
 from tfc.source import Span
 
-__all__ = ["Changes", "bind_input", "inline", "inside", "with_lets"]
+__all__ = ["Changes", "bind_input", "check_reached", "inline", "inside", "with_lets"]
 
 Changes = dict[tuple[str, ...], Change]
 Explicit = dict[str, tuple[Meaning, Span]]
@@ -33,41 +31,19 @@ def inline(component: Component, node: ast.Call, label: str | None, callee: ast.
     given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})
     place = _open(component, segment, label, node, callee, frame)
     scope = Scope(with_lets(component, given[1]))
-    library = is_library(block.span.source) and not is_library(node.span.source)
+    inner_site = frame.site if is_library(node.span.source) else node.span
     inner = Frame(
         session=frame.session, scope=scope, place=place, builder=frame.builder,
-        site=frame.site or (node.span if library else None),
+        site=inner_site if is_library(block.span.source) else None,
         inside=(*inside(block, given[0]), *inside(block, given[1])), active=enter(block, site, frame),
     )  # fmt: skip
-    try:
-        for wanted in block.inputs:
-            bind_input(wanted, explicit, given, component, inner, node.span)
-        value = run_body(block.body, inner, block)
-    except Failed as failed:
-        if library:
-            raise Failed(_seen_from(failed.diagnostic, node, scope, block)) from None
-        raise
-    _check_reached(inner, component)
+    for wanted in block.inputs:
+        bind_input(wanted, explicit, given, component, inner, node.span)
+    value = run_body(block.body, inner, block)
+    check_reached(inner, component)
     if isinstance(value, Tensor):
         frame.builder.rename(value, segment)
     return value
-
-
-def _seen_from(found: Diagnostic, node: ast.Call, scope: Scope, block: ast.Block) -> Diagnostic:
-    """A complaint of the library's text, with the settings of the user's that it is about as notes."""
-    if found.span is None or not is_library(found.span.source):
-        seen = {n.span for n in found.notes}
-        notes = tuple(
-            Note(f"`{i.name}` is {describe(scope.names[i.name])}, given here", scope.origins[i.name])
-            for i in block.inputs
-            if i.name in scope.names
-            and isinstance(scope.names[i.name], int | float | Dim)
-            and not is_library(scope.origins[i.name].source)
-            and scope.origins[i.name] not in seen
-            and scope.origins[i.name] != found.span
-        )
-        return replace(found, notes=(*found.notes, *notes))
-    return replace(found, span=node.span, notes=(Note(f"in `{block.name}` of the library", found.span), *found.notes))
 
 
 def _segment_name(callee: ast.Expr) -> str:
@@ -206,7 +182,7 @@ def inside(block: ast.Block, changes: Changes) -> tuple[Change, ...]:
     return tuple(c for c in changes.values() if c.path[0] not in inputs and c.path[0] in inner)
 
 
-def _check_reached(inner: Frame, component: Component) -> None:
+def check_reached(inner: Frame, component: Component) -> None:
     for change in inner.inside:
         if change.path[0] not in inner.seen_inside:
             fail("E204", f"`{component.name}` was not reached at `{change.path[0]}`", change.span)

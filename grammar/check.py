@@ -83,8 +83,7 @@ def _walk(node: object) -> Iterator[ast.Node]:
         at = stack.pop()
         if isinstance(at, ast.Node):
             yield at
-            stack.extend(
-                reversed([getattr(at, f) for f in at.__dataclass_fields__ if f not in ("span", "doc", "entries")])
-            )
+            skipped = ("span", "doc", "entries", *(("settings",) if isinstance(at, ast.Repeat) else ()))
+            stack.extend(reversed([getattr(at, f) for f in at.__dataclass_fields__ if f not in skipped]))
         elif isinstance(at, tuple):
             stack.extend(reversed(at))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from tfc.diagnostics import Edit, closest
 from tfc.grammar import ast
 from tfc.grammar.evaluate import derive, evaluate
-from tfc.grammar.segments import segments
+from tfc.grammar.segments import did_you_mean, segments
 from tfc.grammar.session import Frame, fail, refuse
 from tfc.grammar.values import Change, Component, Meaning, describe
 from tfc.source import Span
@@ -30,7 +30,8 @@ def component_of(item: ast.Declaration, frame: Frame) -> Component:
             )
         if kind is not None and base.block is not kind.block:
             fail(
-                "E205", f"`{item.base.span.text}` is a `{base.block.name}`, not a `{item.kind}`", item.base.span,
+                "E205", f"`{item.base.span.text}` is of the kind `{base.block.name}`, not `{item.kind}`",
+                item.base.span,
                 help=f"write `{base.block.name} {item.name} = ..`, or `block {item.name} = ..` for any block",
                 edits=(Edit(_kind_span(item), base.block.name),),
             )  # fmt: skip
@@ -66,14 +67,10 @@ def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: s
     if path[0] not in inputs and path[0] not in segments(value.block):
         if path[0] in ("weights", "kv_cache"):
             refuse(f"`{path[0]} = ..` (weight and cache formats)", change.span)
-        near = closest(path[0], inputs)
-        fail(
-            "E204",
-            f"`{name}` has no attribute `{path[0]}`",
-            change.span,
-            help=f"did you mean `{near}`?" if near else "",
-        )
-    return replace(value, changes=(*kept, Change(path, change.value, change.span)))
+        near, at = closest(path[0], inputs), change.key(path[0])
+        edits = (Edit(at, near),) if near else ()
+        fail("E204", f"`{name}` has no attribute `{path[0]}`", at, help=did_you_mean(near), edits=edits)
+    return replace(value, changes=(*kept, Change(path, change.value, change.span, change.setting)))
 
 
 def reach_in(component: Component, segment: str, frame: Frame) -> Component:

@@ -1,7 +1,7 @@
 """The core functions, those that the language cannot define in itself: calls with known arguments -> operations."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from tfc.diagnostics import Edit, Note, closest
@@ -143,7 +143,7 @@ def _split(c: Call) -> Meaning:
              notes=(Note(f"the {width} channels come from here", x.span),))  # fmt: skip
     shape = (*x.type.shape[:-1], heads, width // heads)
     made = c.emit(Reshape(shape=shape), (x,), x.fields)
-    return Tensor(made.value, made.home, why, made.fields)
+    return replace(made, span=x.span, chosen=why)
 
 
 def _join(c: Call) -> Meaning:

@@ -1,16 +1,17 @@
 """An expression of the tree and a frame -> its value: names, operators, formulas, calls, derivations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Var
 from tfc.grammar import ast, core
 from tfc.grammar.algebra import formula_of, leaf, operate
 from tfc.grammar.roles import checked_role, implicit
-from tfc.grammar.scope import IMPLICIT, ROLES, FileScope, Scope, unknown
-from tfc.grammar.segments import check_path, did_you_mean
-from tfc.grammar.session import LIMITS, Frame, fail, refuse
+from tfc.grammar.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
+from tfc.grammar.segments import check_path, did_you_mean, names_read
+from tfc.grammar.session import LIMITS, Frame, fail, is_library, refuse
 from tfc.grammar.values import (
     Builtin,
     Change,
@@ -81,11 +82,26 @@ def _name(node: ast.Name, frame: Frame) -> Meaning:
         return implicit(node, frame)
     value = frame.scope.find(node.id)
     if value is None:
-        found = unknown(node, frame.scope)
-        fail(found.code, found.message, node.span, help=found.help, edits=found.edits)
+        _unknown(node, frame)
     if isinstance(value, RoleRef) and frame.formula:
         return role_formula(value, (), node.span, frame)
     return value
+
+
+def _unknown(node: ast.Name, frame: Frame) -> NoReturn:
+    """Complain about a name that means nothing here."""
+    loop = frame.scope.loop_of(node.id)
+    if loop is not None:
+        fail(
+            "E213", f"`{node.id}` is known in the turns of `{loop.name}` only", frame.at(node.span),
+            help=f"give `{node.id}` a value before the loop: what a turn leaves in it is carried on",
+            notes=(Note("it is made in this loop", loop.span),),
+        )  # fmt: skip
+    if frame.role and node.id in RESERVED:
+        roles = ", ".join(role for role, names in IMPLICIT.items() if node.id in names)
+        fail("E302", f"a {frame.role} has no `{node.id}`; it is known in: {roles}", frame.at(node.span))
+    found = unknown(node, frame.scope)
+    fail(found.code, found.message, frame.at(node.span), help=found.help, edits=found.edits)
 
 
 def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Meaning, ...]:
@@ -266,8 +282,7 @@ def _callee(node: ast.Expr, frame: Frame) -> Meaning:
     if isinstance(node, ast.Name) and node.id not in frame.bound:
         value = frame.scope.find(node.id)
         if value is None:
-            found = unknown(node, frame.scope)
-            fail(found.code, found.message, frame.at(node.span), help=found.help, edits=found.edits)
+            _unknown(node, frame)
         return value
     return evaluate(node, frame)
 
@@ -360,9 +375,11 @@ def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, fr
     decl, role = ref.decl, ref.decl.role
     frame.session.count("calls", frame.at(span))
     given, bound = _role_arguments(ref, arguments, frame)
+    _check_reads(decl, bound, span, frame)
     within = frame.role in IMPLICIT or bool(frame.indices)
     allowed = IMPLICIT[role] & frame.allowed if within else IMPLICIT[role]
-    site = frame.site or (span if decl.span.source is not span.source else None)
+    library = is_library(decl.span.source) and not is_library(span.source)
+    site = frame.site or (span if library else None)
     scope = Scope(ref.scope)
     inner = replace(
         frame, scope=scope, role=role, formula=frame.formula, allowed=frozenset(allowed), bound=bound, indices={},
@@ -385,6 +402,23 @@ def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, fr
     if not isinstance(value, Formula):
         return value
     return replace(value, span=span) if site is span else value
+
+
+def _check_reads(decl: ast.Role, bound: Mapping[str, Meaning], span: Span, frame: Frame) -> None:
+    """A formula within a formula reads only what the outer one has."""
+    if not (frame.role or frame.indices):
+        return
+    lacking = (names_read(decl.formula) & IMPLICIT[decl.role]) - set(bound) - frame.allowed
+    if lacking - {i.name for i in decl.inputs}:
+        around = f"a {frame.role}" if frame.role else "an index equation"
+        shown = ", ".join(f"`{n}`" for n in sorted(lacking))
+        help = f"a {decl.role} belongs to `{decl.role} = ..`" if frame.role else "bind it by name: `f(1, s = x)`"
+        fail(
+            "E303",
+            f"`{decl.name}` is a {decl.role}: it reads {shown}, which {around} has not",
+            frame.at(span),
+            help=help,
+        )
 
 
 def enter(decl: ast.Role | ast.Block, span: Span, frame: Frame) -> tuple[ast.Role | ast.Block, ...]:
@@ -442,5 +476,5 @@ def derive(base: Meaning, changes: Sequence[ast.Setting], span: Span, frame: Fra
         value = argument(setting.path[-1], setting.value, frame)
         for path in [p for p in made if p[: len(setting.path)] == setting.path]:
             del made[path]  # a later whole replaces earlier parts
-        made[setting.path] = Change(setting.path, value, setting.value.span)
+        made[setting.path] = Change(setting.path, value, setting.value.span, setting.span)
     return replace(base, changes=tuple(made.values()), place=None)

@@ -139,8 +139,10 @@ class _Site:
             return True
         if stopped >= len(item.rstrip()):
             return False  # it only moved the fault to the end
+        # a later fault is another one, unless it is what the edit made of the next line's first word
         line_end = text.find("\n", self.fault.at, self.end)
-        return line_end >= 0 and stopped + self.start - moved > line_end
+        later = [t for t in self.tokens if t.start > line_end >= 0]
+        return len(later) > 1 and stopped + self.start - moved >= later[1].start
 
 
 _Rule = Callable[[_Site], Iterator[Diagnostic]]
@@ -157,20 +159,29 @@ def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> 
     return _unexpected(site)
 
 
-def close(scanned: Scan, fault: Diagnostic, bounds: Sequence[int], retry: Retry) -> Diagnostic:
-    """A bracket without its partner, its edit replaced by one that works, or dropped."""
+def checked(scanned: Scan, fault: Diagnostic, bounds: Sequence[int], retry: Retry) -> Diagnostic:
+    """A fault of a token or bracket, its edit kept if it works, or replaced by one that does, or dropped.
+
+    With several faults in one item, an edit cannot be told to fail, and is kept.
+    """
     if fault.span is None or not fault.edits:
         return fault
     item = max(0, bisect_right(bounds, fault.span.start) - 1)
     start, end = bounds[item], max(bounds[min(item + 1, len(bounds) - 1)], fault.edits[0].span.end)
     site = _Site(scanned, Fault(at=fault.span.start, expected=frozenset()), start, end, retry)
-    closer = _OPENERS.get(fault.span.text)
-    line = fault.span.line
     tries = [fault.edits]
-    if closer in (")", "]"):
-        on_line = [t for t in site.tokens if t.start > fault.span.start and site.span(t).line == line]
-        tries += [(Edit(site.after(t), closer),) for t in on_line]
+    if fault.code == "E107":
+        closer = _OPENERS.get(fault.span.text)
+        if closer in (")", "]"):
+            on_line = [t for t in site.tokens if t.start > fault.span.start and site.span(t).line == fault.span.line]
+            tries += [(Edit(site.after(t), closer),) for t in on_line]
+    elif sum(start <= f.span.start < end for f in scanned.faults if f.span) > 1 or len(site.tokens) > _LONGEST_TRIAL:
+        return fault
+    else:
+        tries.append((Edit(fault.span, ""),))
     edits = next((edits for edits in tries if site.mends(edits)), ())
+    if edits and edits[0] == Edit(fault.span, "") and edits != fault.edits:
+        return replace(fault, edits=edits, help="remove it")
     return replace(fault, edits=edits)
 
 

@@ -116,7 +116,7 @@ def _rolled(
         frame.scope.bind(name, replace(out, fields=start.fields), item.span)
     for name in targets(item.body):
         if name not in carried and frame.scope.find(name) is None:
-            frame.session.in_loops[name] = item
+            frame.scope.lost[name] = item
 
 
 def _carried(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...]) -> list[str]:

@@ -20,7 +20,19 @@ from tfc.grammar.parser import parse
 from tfc.grammar.scope import FileScope, Scope
 from tfc.grammar.session import Frame, Session, fail, refuse
 from tfc.grammar.statements import run_body
-from tfc.grammar.values import Builtin, Component, Failed, Meaning, Nothing, Place, Poisoned, RoleRef, Tensor, describe
+from tfc.grammar.values import (
+    POISON,
+    Builtin,
+    Component,
+    Failed,
+    Meaning,
+    Nothing,
+    Place,
+    Poisoned,
+    RoleRef,
+    Tensor,
+    describe,
+)
 from tfc.ir.names import NamesMap
 from tfc.ir.program import Program
 from tfc.ir.types import Dim, DType, Size, TensorType
@@ -61,8 +73,12 @@ def lower(
             session.report(Diagnostic("E504", "nested too deeply to be understood", module.span))
             lowered = None
     if session.diagnostics or lowered is None:
-        raise TfcError(*session.diagnostics)
+        raise TfcError(*sorted(session.diagnostics, key=_in_text_order))
     return replace(lowered, warnings=tuple(session.warnings))
+
+
+def _in_text_order(found: Diagnostic) -> tuple[str, int]:
+    return (found.span.source.name, found.span.start) if found.span else ("", 0)
 
 
 @contextmanager
@@ -147,6 +163,7 @@ class _Lowering:
         block = component.block
         frame = self._enter(component)
         result = run_body(block.body, frame, block)
+        calls.check_reached(frame, component)
         if not isinstance(result, Tensor):
             fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", entered.span)
         program = self.builder.finish(component.name, (result,), self.session.precision, _doc(entered, block))
@@ -268,6 +285,7 @@ class _Lowering:
                          help=f"`{wanted.name}: int[B, T]`, `{wanted.name}: real[B, T, 64]`")  # fmt: skip
             except Failed as failed:
                 self.session.report(failed.diagnostic)
+                scope.bind(wanted.name, POISON, wanted.span)
         return frame
 
     def _input(self, wanted: ast.Parameter, frame: Frame) -> Tensor:

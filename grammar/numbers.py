@@ -177,6 +177,9 @@ def whole(value: Meaning, what: str, span: Span) -> Size:
     if isinstance(value, Dim) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if isinstance(value, float):
+        near = round(value) if abs(value) < LARGEST else 0
+        if near and abs(value - near) <= 1e-9 * abs(near):
+            return near  # heads * (width / heads), where the division left a remainder
         fail("E402", f"{what} is {value}, not a whole number", span)
     if isinstance(value, DType):
         fail("E402", f"{what} is the type {value}, not a size", span)

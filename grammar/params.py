@@ -28,19 +28,12 @@ def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
     """The parameter of this place, made on first use; a second use must have the same sizes."""
     if item.name in RESERVED:
         frame.session.report(reserved(item.name, item.span))
-    shape = tuple(
-        whole(evaluate(size, frame), f"the size `{size.span.text}`", frame.at(size.span)) for _, size in item.dims
-    )
-    for size, (_, node) in zip(shape, item.dims, strict=True):
-        _check_size(size, node, item, frame)
+    shape = tuple(_size(node, item, frame) for _, node in item.dims)
     elements = product(shape)
     assert isinstance(elements, int)
     if elements > LIMITS["elements"]:
-        fail(
-            "E502",
-            f"`{item.name}` has {elements} elements; at most {LIMITS['elements']} are allowed",
-            frame.at(item.span),
-        )
+        sizes, most = " x ".join(map(str, shape)), LIMITS["elements"]
+        fail("E502", f"`{item.name}` has {sizes} elements; at most {most} are allowed", frame.at(item.span))
     known = frame.place.params.get(item.name)
     if known is not None:
         if known.type.shape != shape:
@@ -66,14 +59,17 @@ def _inner(frame: Frame) -> str:
     return frame.session.loops.get(id(frame.place.builder), "")
 
 
-def _check_size(size: Size, node: ast.Expr, item: ast.ParamDecl, frame: Frame) -> None:
+def _size(node: ast.Expr, item: ast.ParamDecl, frame: Frame) -> int:
+    """One size of a parameter: a whole number, known now."""
+    size = whole(evaluate(node, frame), f"the size `{node.span.text}` of `{item.name}`", frame.at(node.span))
     if not isinstance(size, int):
         fail(
-            "E406", f"the size {size} of `{item.name}` is known only when the model is called", frame.at(node.span),
-            help="a parameter has the same size whatever comes in",
+            "E406", f"the size `{node.span.text}` of `{item.name}` is {size}, known only when the model is called",
+            frame.at(node.span), help="a parameter has the same size whatever comes in",
         )  # fmt: skip
     if size < 0:
-        fail("E402", f"the size `{node.span.text}` is {size}", frame.blame(node))
+        fail("E402", f"the size `{node.span.text}` of `{item.name}` is {size}", frame.at(node.span))
+    return size
 
 
 def _settings(item: ast.ParamDecl, frame: Frame) -> bool:

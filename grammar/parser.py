@@ -18,7 +18,7 @@ import lark
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
 from tfc.grammar.build import MAX_NESTING, Builder, too_deep
-from tfc.grammar.faults import Fault, close, explain
+from tfc.grammar.faults import Fault, checked, explain
 from tfc.grammar.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
 from tfc.source import Source, Span
 
@@ -110,11 +110,10 @@ def _recover(scanned: Scan, first: tuple[list[Diagnostic], Fault] | None) -> lis
     text = scanned.source.text
     found = list(scanned.faults)
     start, header = _header(scanned)
-    found += header
     # segments between item starts; what stands before the first is the header's, or one of its own
     bounds = sorted({start, *(s for s in scanned.starts if s > start), len(text)})
     faulty = {bisect_right(bounds, f.span.start) - 1 for f in scanned.faults if f.span}
-    found = [close(scanned, f, bounds, _retry) if f.code == "E107" else f for f in found]
+    found = [*header, *(checked(scanned, f, bounds, _retry) for f in found)]
     segment = 0
     while segment < len(bounds) - 1 and len(found) < MAX_FAULTS:
         if segment in faulty:

@@ -9,7 +9,7 @@ from tfc.grammar.session import Session, fail
 from tfc.grammar.values import POISON, Failed, Meaning, Poisoned
 from tfc.source import Span
 
-__all__ = ["IMPLICIT", "RESERVED", "ROLES", "FileScope", "Scope", "unknown"]
+__all__ = ["IMPLICIT", "RESERVED", "ROLES", "Define", "FileScope", "Scope", "check_inputs", "reserved", "unknown"]
 
 IMPLICIT: dict[str, frozenset[str]] = {
     "mask": frozenset(["q", "k", "h"]),
@@ -34,6 +34,7 @@ class Scope:
         self.names: dict[str, Meaning] = {}
         self.origins: dict[str, Span] = {}
         self.deferred: dict[str, Callable[[], Meaning]] = {}
+        self.lost: dict[str, ast.Repeat] = {}  # names that only the turns of a loop know
 
     def find(self, name: str) -> Meaning | None:
         """What the name means here, or None. Raises Poisoned where it was complained about before."""
@@ -60,6 +61,13 @@ class Scope:
                 return at.origins[name]
             at = at.parent
         return None
+
+    def loop_of(self, name: str) -> ast.Repeat | None:
+        """The loop whose turns alone know the name."""
+        at: Scope | None = self
+        while at is not None and name not in at.lost:
+            at = at.parent
+        return at.lost[name] if at is not None else None
 
     def bind(self, name: str, value: Meaning, span: Span) -> None:
         self.names[name] = value
@@ -108,6 +116,9 @@ class FileScope(Scope):
                     continue
                 if name in RESERVED and isinstance(item, ast.Let | ast.ParamDecl):
                     self.session.report(reserved(name, span))
+                if isinstance(item, ast.Role):
+                    for fault in check_inputs(item):
+                        self.session.report(fault)
                 self.items[name] = item
                 self.origins[name] = span
 
@@ -176,6 +187,13 @@ def name_span(item: ast.Declaration | ast.ParamDecl | ast.Role | ast.Block) -> S
     if at < 0:
         return item.span
     return Span(item.span.source, item.span.start + at, item.span.start + at + len(item.name))
+
+
+def check_inputs(item: ast.Role) -> Iterator[Diagnostic]:
+    """Inputs of a formula that would hide its implicit variables."""
+    for given in item.inputs:
+        if given.name in IMPLICIT[item.role]:
+            yield reserved(given.name, given.span)
 
 
 def reserved(name: str, span: Span) -> Diagnostic:

@@ -103,9 +103,11 @@ def check_path(base: Component, setting: ast.Setting) -> None:
 
 
 def head(block: ast.Block) -> Span:
-    """The first line of a block, for notes."""
-    end = block.span.source.text.find("\n", block.span.start)
-    return Span(block.span.source, block.span.start, min(block.span.end, end if end > 0 else block.span.end))
+    """The first line of a block, for notes; not its documentation."""
+    source, start = block.span.source, block.span.start
+    start = max(start, source.text.find(f"{block.kind} {block.name}", start))
+    end = source.text.find("\n", start)
+    return Span(source, start, min(block.span.end, end if end > 0 else block.span.end))
 
 
 def _file_lets(scope: Scope | None) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from tfc.diagnostics import Diagnostic, Edit, Note
-from tfc.formula.expr import Expr
+from tfc.formula.expr import Expr, FormulaError
 from tfc.grammar import ast
 from tfc.grammar.assemble import Builder
 from tfc.grammar.values import Change, Failed, Meaning, Place, Tensor
@@ -21,7 +21,7 @@ __all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library",
 
 LIMITS: Mapping[str, int] = {
     "operations": 20_000,  # equations of the whole program, repeat bodies once
-    "calls": 20_000,  # block calls inlined
+    "calls": 6_000,  # block calls inlined
     "depth": 64,  # calls within calls
     "formula nodes": 2_000,
     "formula depth": 100,
@@ -79,7 +79,6 @@ class Session:
     counts: dict[str, int] = field(default_factory=dict)
     loops: dict[int, str] = field(default_factory=dict)  # id of a loop's builder -> the loop's path
     builders: list[Builder] = field(default_factory=list)  # kept alive, so that ids stay their own
-    in_loops: dict[str, ast.Repeat] = field(default_factory=dict)  # names that only turns of a loop know
     inline: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # set before anything runs
 
     def report(self, diagnostic: Diagnostic) -> None:
@@ -133,8 +132,8 @@ class Frame:
     active: tuple[ast.Role | ast.Block, ...] = ()
 
     def at(self, span: Span) -> Span:
-        """The place to blame: in the user's own text."""
-        return self.site or span
+        """The place to blame: the span itself, or the user's call where it is the library's text."""
+        return self.site if self.site and is_library(span.source) else span
 
     def blame(self, node: ast.Expr) -> Span:
         """The place where a value was chosen: for a name, where it was given; else the expression itself."""
@@ -156,6 +155,6 @@ class Frame:
                 )
         try:
             return self.builder.emit(op, args, self.at(span), hint, fields)
-        except IRError as error:
+        except (IRError, FormulaError) as error:
             notes = tuple(Note(f"{a.type} comes from here", a.span) for a in args)
             fail("E401", str(error), self.at(span), notes=notes)

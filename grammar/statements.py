@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tfc.diagnostics import Note
+from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.grammar import ast
 from tfc.grammar.components import component_of, reach_in
 from tfc.grammar.equations import index_equation
 from tfc.grammar.evaluate import evaluate
 from tfc.grammar.loops import repeat
 from tfc.grammar.params import declare_param
-from tfc.grammar.scope import RESERVED, reserved
-from tfc.grammar.segments import head
+from tfc.grammar.scope import RESERVED, check_inputs, reserved
+from tfc.grammar.segments import head, names_read
 from tfc.grammar.session import Frame, Use, fail, is_library, refuse
 from tfc.grammar.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
+from tfc.ir.types import Dim
 from tfc.source import Span
 
 __all__ = ["run_body"]
@@ -27,7 +28,8 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
     value: Meaning | None = None
     for i, item in enumerate(body):
         if value is not None:
-            fail("E212", "nothing after `return` is reached", frame.at(item.span), help="move it up, or remove it")
+            fail("E212", "nothing after `return` is reached", frame.at(item.span), help="move it up, or remove it",
+                 edits=(Edit(item.span, ""),))  # fmt: skip
         try:
             if isinstance(item, ast.Return):
                 value = POISON
@@ -36,7 +38,7 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
                 statement(item, frame, tuple(body[i + 1 :]))
         except Failed as failed:
             if frame.site is not None:
-                raise
+                raise Failed(_with_settings(failed.diagnostic, item, frame)) from None
             frame.session.report(failed.diagnostic)
             _poison(item, frame)
         except Poisoned:
@@ -53,6 +55,28 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
     if value is POISON:
         raise Poisoned
     return value
+
+
+def _with_settings(found: Diagnostic, item: ast.Item, frame: Frame) -> Diagnostic:
+    """A complaint about a statement of the library, with the numbers that the user gave and it reads as notes."""
+    if found.span != frame.site:
+        return found  # it has a place of its own in the user's text
+    seen = {n.span for n in found.notes}
+    read = names_read(item)
+    notes = []
+    for name, value in frame.scope.names.items():
+        origin = frame.scope.origins.get(name)
+        if (
+            (name not in read and f"`{name}`" not in found.message)
+            or origin is None
+            or origin in seen
+            or is_library(origin.source)
+        ):
+            continue
+        if isinstance(value, int | float | Dim) and not isinstance(value, bool):
+            notes.append(Note(f"`{name}` is {value}, from here", origin))
+            seen.add(origin)
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _poison(item: ast.Item, frame: Frame) -> None:
@@ -95,6 +119,8 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
         case ast.ParamDecl():
             declare_param(item, frame)
         case ast.Role():
+            for fault in check_inputs(item):
+                frame.session.report(fault)
             frame.scope.bind(item.name, RoleRef(item, frame.scope), item.span)
         case ast.Block():
             frame.scope.bind(item.name, Component(item, frame.scope, item.name), item.span)

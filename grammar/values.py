@@ -54,12 +54,14 @@ class Tensor:
     """A value of the program being built, in the builder that owns it, with the fields its tokens carry.
 
     fields: arrays [B, T] or [T] for a tensor [B, T, ...].   span: where the user made it, for notes.
+    chosen: where the number of heads was chosen, for a tensor split into heads.
     """
 
     value: Value
     home: "Builder"
     span: Span
     fields: Mapping[str, "Tensor"] = field(default_factory=dict)
+    chosen: Span | None = None
 
     @property
     def type(self) -> TensorType:
@@ -90,7 +92,13 @@ class Change:
 
     path: tuple[str, ...]
     value: "Meaning"
-    span: Span = field(compare=False)
+    span: Span = field(compare=False)  # of the value
+    setting: Span = field(compare=False)  # of the whole
+
+    def key(self, segment: str) -> Span:
+        """Where a segment of the path is written."""
+        start = self.setting.start + max(0, self.setting.text.find(segment))
+        return Span(self.setting.source, start, start + len(segment))
 
 
 @dataclass(frozen=True, slots=True)

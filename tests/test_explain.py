@@ -72,6 +72,9 @@ def test_attention_counts_the_tiles_that_its_mask_leaves():
     """Causal, 1024 long: of 8 x 8 tiles 36 are visited."""
     full = cost(only(ATTEND.format(mask=""), B=2, T=1024))
     causal = cost(only(ATTEND.format(mask=", mask=(k <= q)"), B=2, T=1024))
+    fields = ATTEND.replace("v: bf16[B, T, 2, 64]", "v: bf16[B, T, 2, 64], %d: int[B, T]").replace("%v\n", "%v, %d\n")
+    packed = cost(only(fields.format(mask=", mask=(k <= q and $0.q == $0.k)"), B=2, T=1024))
+    assert packed.matmul == causal.matmul
     assert full.matmul == 4 * 2 * 8 * 1024 * 1024 * 64
     assert causal.matmul * 64 == full.matmul * 36
     assert causal.bytes == full.bytes == 2 * 2 * 1024 * 64 * (8 + 2 + 2 + 8) + 4 * 2 * 8 * 1024

@@ -55,10 +55,12 @@ def test_links_point_home(name):
 def test_every_import_is_declared():
     """What tfc imports is in its dependencies, or in an extra and imported inside a function."""
     names = {"jax": "jax", "jaxlib": "jaxlib", "numpy": "numpy", "lark": "lark", "click": "click", "rich": "rich"}
-    names |= {"jaxtyping": "jaxtyping", "safetensors": "safetensors", "platformdirs": "platformdirs"}
+    names |= {"safetensors": "safetensors", "platformdirs": "platformdirs"}
     declared = {d.split(">")[0].split("[")[0] for d in PROJECT["project"]["dependencies"]}
     assert set(names.values()) == declared
-    extras = {"tokenizers", "hypothesis", "flatbuffers", "pytest"}  # of text, verify, aot, test
+    extras = {"tokenizers", "hypothesis", "chex", "flatbuffers", "torch", "tokamax"}  # text, verify, aot, peers, bench
+    optional = " ".join(d for extra in PROJECT["project"]["optional-dependencies"].values() for d in extra)
+    assert all(name in optional for name in extras)
     for package in SETUPTOOLS["packages"]:
         for file in folder(package).glob("*.py"):
             tree = ast.parse(file.read_text())

@@ -8,7 +8,7 @@ from typing import Any
 from tfc.backends.emit import Row, emit
 from tfc.backends.kernel import Target
 from tfc.diagnostics import Diagnostic, TfcError
-from tfc.formula.expr import Expr, FormulaError, Load, Read, walk
+from tfc.formula.expr import Expr, Load, Read, Var, conjuncts, walk
 from tfc.formula.tiles import visited
 from tfc.ir.ops import (
     Attention,
@@ -198,8 +198,8 @@ def default_lengths(program: Program, given: Mapping[str, int]) -> dict[str, int
 def cost(eqn: Eqn) -> Cost:
     """FLOPs and bytes of one run. Lengths are numbers.
 
-    Attention counts the pairs in tiles that its mask leaves where the mask depends on positions alone, else all
-    pairs; formulas are not counted. Transcendentals count one.
+    Attention counts the pairs in the tiles that its mask leaves, as far as positions tell; formulas are not
+    counted. Transcendentals count one.
     """
     types = [a.type for a in eqn.args]
     outs = [v.type for v in eqn.outs]
@@ -245,14 +245,13 @@ def cost(eqn: Eqn) -> Cost:
 
 
 def _pairs(mask: Expr, n: int, m: int) -> int:
-    """Query-key pairs in the tiles that are visited."""
-    if any(isinstance(node, Load | Read) for node in walk(mask)):
-        return n * m
-    try:
-        tiles = visited(mask, n=n, m=m, block_q=min(TILE, max(n, 1)), block_k=min(TILE, max(m, 1)))
-    except FormulaError:
-        return n * m
-    return round(n * m * tiles.fraction)
+    """Query-key pairs in the tiles that are visited, as far as positions tell: what fields leave out is not known."""
+    tiles = [
+        visited(part, n=n, m=m, block_q=min(TILE, max(n, 1)), block_k=min(TILE, max(m, 1)))
+        for part in conjuncts(mask)
+        if not any(isinstance(node, Load | Read | Var) for node in walk(part))
+    ]
+    return round(n * m * min((t.fraction for t in tiles), default=1.0))
 
 
 def _bytes(t: TensorType) -> int:
@@ -297,7 +296,7 @@ def _cells(group: Sequence[Line]) -> tuple[str, ...]:
         _count(sum(line.cost.flops for line in group)),
         _size(sum(line.cost.bytes for line in group)),
         "-" if seconds is None else _time(seconds),
-        next((line.place for line in group if line.place), ""),
+        next((line.place.rpartition("/")[2] for line in group if line.place), ""),
     )
 
 

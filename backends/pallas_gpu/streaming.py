@@ -340,12 +340,12 @@ def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
 
     @pl.when(wg < consumers)
     def _consumer() -> None:
-        plgpu.set_max_registers(240 if consumers == 2 else 160, action="increase")
+        plgpu.set_max_registers(232 if consumers == 2 else 160, action="increase")
         consume(plan, visits, mem)
 
     @pl.when(wg == consumers)
     def _producer() -> None:
-        plgpu.set_max_registers(24 if consumers == 2 else 32, action="decrease")
+        plgpu.set_max_registers(40 if consumers == 2 else 32, action="decrease")
         produce(plan, visits, mem)
 
 
@@ -375,20 +375,20 @@ def shared(plan: Plan) -> dict[str, Any]:
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     """The kernel as a function of (q, k, v, counts, triples, *captured) that gives (out, lse).
 
-    N and M of the arrays are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
-    rows; so are out's and lse's. counts: int32 [Br, Hr, Tq]; triples: int32 [Br, Hr, Tq, R, 3], (start, end,
+    N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
+    rows; lse reaches to the end of the last query tile (a copy of one axis is not clipped). counts: int32 [Br, Hr, Tq]; triples: int32 [Br, Hr, Tq, R, 3], (start, end,
     full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H. captured: fields [B, T] or [T] that reach to
     the end of the last tile, tables [H]; booleans as int32.
     """
-    n = -(-plan.n // 8) * 8
+    n, tiles = -(-plan.n // 8) * 8, -(-plan.n // plan.config.block_q)
     return plgpu.kernel(
         partial(body, plan),
         out_type=(
             jax.ShapeDtypeStruct((plan.batch, n, plan.heads, plan.head_dim), plan.dtype),
-            jax.ShapeDtypeStruct((plan.batch, plan.heads, n), jnp.float32),
+            jax.ShapeDtypeStruct((plan.batch, plan.heads, tiles * plan.config.block_q), jnp.float32),
         ),
         scratch_types=shared(plan),
-        grid=(plan.batch, plan.heads, -(-plan.n // plan.config.block_q)),
+        grid=(plan.batch, plan.heads, tiles),
         grid_names=("batch", "head", "tile"),
         num_threads=plan.config.consumers + 1,
         thread_name="wg",

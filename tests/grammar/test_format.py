@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tfc.grammar import ast
@@ -193,6 +193,7 @@ def test_golden_layout(path: Path, golden: Callable[[str | Path, str], None]) ->
 
 
 @pytest.mark.parametrize("path", SKETCHES, ids=lambda p: p.stem)
+@settings(max_examples=max(10, settings().max_examples // len(SKETCHES)))  # of all the sketches, as many as else of one
 @given(data=st.data())
 def test_comments_are_kept(path: Path, data: st.DataObject) -> None:
     """Each comment once, in order, wherever it stands; the tree stays; formatting again changes nothing."""

@@ -103,7 +103,7 @@ def test_primitives_are_those_of_plain_python(fn: str, data: st.DataObject):
     if fn in ("sqrt", "rsqrt", "log", "log1p", "pow"):
         values[0] = abs(values[0]) + 1
     expr = apply(fn, *args)
-    env = scalar.Env(vars={a.name: v for a, v in zip(args, values, strict=True)})
+    env = scalar.Env({a.name: v for a, v in zip(args, values, strict=True)})
     want = scalar.evaluate(expr, env)
     got = float64.evaluate(expr, {a: float64.Dense(np.asarray(v)) for a, v in zip(args, values, strict=True)})
     np.testing.assert_allclose(got.value, want, rtol=1e-12, atol=1e-12)

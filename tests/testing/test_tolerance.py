@@ -157,9 +157,8 @@ def test_gradients_pass_by_a_margin_and_fail_for_a_small_fault(of: Sizes, dtype:
     tilted.defvjp(lambda s: (s, None), lambda _, g: (g * 1.03,))
     for seed in range(3):
         arrays = operands(attention_eqn(op, of), seed, "normal")
-        dout = (
-            np.random.default_rng(seed).standard_normal((of.batch, of.n, of.heads, of.head_dim)).astype(arrays[2].dtype)
-        )
+        rng = np.random.default_rng(seed)
+        dout = rng.standard_normal((of.batch, of.n, of.heads, of.head_dim)).astype(arrays[2].dtype)
         right = expected_gradients(op, arrays, dout)
         assert sorted(right) == [0, 1, 2, 3]
         found = pulled(op, arrays, dout)

@@ -5,15 +5,15 @@ from math import prod
 
 import click
 
+from tfc.commands.build import build
 from tfc.commands.progress import progress
-from tfc.compiler import compile as build
 
 __all__ = ["import_hf"]
 
 
 def import_hf(folder: str, output: str, spec: str, sets: Mapping[str, str]) -> int:
     """Loads, checks every name and shape, writes, and returns the exit code."""
-    model = build(spec, target="cpu", **sets)
+    model = build(spec, sets, "cpu")
     with progress(f"reading {folder}"):
         params = model.load(folder)
     with progress(f"writing {output}"):

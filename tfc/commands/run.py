@@ -10,8 +10,8 @@ import click
 import jax
 import numpy as np
 
+from tfc.commands.build import build
 from tfc.commands.progress import progress
-from tfc.compiler import compile as build
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.doctor import weights_folder
 from tfc.ir.program import Program
@@ -34,7 +34,7 @@ def run(
 ) -> int:
     """Runs, prints, and returns the exit code."""
     with progress("compiling"):
-        model = build(file, target=target, implementation=implementation, **sets)
+        model = build(file, sets, target, implementation)
     if weights is None:
         click.echo("note: random weights; --weights loads trained ones", err=True)
         params, folder = model.init(jax.random.key(0)), Path(file).parent

@@ -118,6 +118,11 @@ class _Builder:
             args = [x, weight, *([self.param("map.bias", out)] if bias else [])]
         return self.put(Linear(), *args, hint="y")
 
+    def ends(self) -> tuple[Value, ...]:
+        """Values that nothing reads, but for some."""
+        read = {a for e in self.eqns for a in e.args}
+        return tuple(v for v in dict.fromkeys(self.values) if v not in read and not self.seldom())
+
     def leak(self, *values: Value) -> None:
         """Seldom, an inner value is read elsewhere too."""
         if self.seldom():
@@ -190,7 +195,7 @@ def _attention(b: _Builder) -> None:
     masks: list[tuple[Expr, list[Value]]] = [
         (Const(True), []),
         (CAUSAL, []),
-        (Apply("and", (CAUSAL, Load(1, "k", Kind.BOOL))), [slope, real]),
+        (Apply("and", (Load(1, "k", Kind.BOOL), Apply("gt", (Read(0, (H,), Kind.REAL), Const(0.0))))), [slope, real]),
         (Apply("or", (Load(0, "k", Kind.BOOL), Apply("eq", (Q, K)))), [real]),
     ]
     mask = b.draw(st.sampled_from(masks))
@@ -243,7 +248,8 @@ def _repeat(b: _Builder, depth: int) -> None:
     given = [Value("i", TensorType((), I32)), *(Value(f"x{n}", v.type) for n, v in enumerate([*carries, *invariants]))]
     inner = _Builder(b.draw, f"{b.prefix}{label}.", given)
     _steps(inner, depth - 1)
-    results = tuple(inner.pick() for _ in carries)
+    ends = inner.ends()
+    results = tuple(ends[n] if n < len(ends) else inner.pick() for n in range(len(carries)))
     body = Program(label, tuple(map(Input, given)), tuple(inner.params), tuple(inner.eqns), results)
     op = Repeat(count=b.draw(st.integers(1, 2)), label=label, carries=len(carries), body=body)
     b.put(op, *carries, *invariants, hint="x")
@@ -275,7 +281,7 @@ def programs(draw: st.DrawFn, *, depth: int = 2, precision: Precision = Precisio
     ]
     b = _Builder(draw, "", given)
     _steps(b, depth)
-    results = tuple(dict.fromkeys(b.pick() for _ in range(draw(st.integers(1, 4)))))
+    results = b.ends() or (b.values[-1],)
     program = Program("drawn", tuple(map(Input, given)), tuple(b.params), tuple(b.eqns), results)
     return _asking(program, precision)
 
