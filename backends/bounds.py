@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from tfc.formula.arithmetic import NOTHING_KNOWN, Interval, Numbers
 from tfc.formula.expr import Expr, FormulaError, Kind, Load, Read, Token, Var, kind_of, walk
@@ -46,7 +47,7 @@ def visited_ranges(
     read = {node.slot for node in walk(mask) if isinstance(node, Load | Read)}
     if missing := [slot for slot in sorted(read) if slot >= len(captured)]:
         raise FormulaError(f"`{mask}` reads slot ${missing[0]} of {len(captured)}")
-    if not any(isinstance(captured[slot], jax.core.Tracer) for slot in read):
+    if not any(isinstance(captured[slot], Tracer) for slot in read):
         return arrays(host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads))
     if kind_of(mask) is not Kind.BOOL:
         raise FormulaError(f"`{mask}` is {kind_of(mask)}: a mask is a boolean")
@@ -121,13 +122,14 @@ class Traced(Numbers):
         return jnp.where(y == 0, 0, x % jnp.where(y == 0, 1, y))
 
     def div(self, x: Any, y: Any) -> Array:
-        return x / jnp.where(y == 0, jnp.nan, y)
+        return jnp.divide(x, jnp.where(y == 0, jnp.nan, y))
 
     def power(self, x: Any, y: Any) -> Array:
         return jnp.power(jnp.asarray(x, jnp.float32), y)
 
     def call(self, fn: str, x: Any) -> Array:
-        return FUNCTIONS[fn](jnp.asarray(x, jnp.float32))
+        found: Array = FUNCTIONS[fn](jnp.asarray(x, jnp.float32))
+        return found
 
     def read(self, table: Array, indices: Sequence[Interval], kind: Kind) -> Interval:
         """The element where every index is one number, else the range of the whole table."""

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Var, kind_of, walk
+from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, kind_of, walk
 
-__all__ = ["MOSAIC_GPU", "Placed", "Tile", "linear", "unlowerable"]
+__all__ = ["LOG2E", "MOSAIC_GPU", "Placed", "Tile", "unlowerable"]
 
 Array = jax.Array
 Forms = Mapping[str, Callable[..., Any]]
@@ -151,12 +151,14 @@ class Tile:
 
     def spread(self, x: Placed, axes: tuple[int, ...] = (0, 1)) -> Array:
         """The value along `axes`, which contain its own: for every score of the tile, or every row or column."""
+        value: Array = x.value
         if x.axes == axes:
-            return x.value
+            return value
         at = tuple(axes.index(a) for a in x.axes)
-        if x.value.dtype == jnp.bool_:  # Mosaic GPU's layout inference gives up on spread booleans
-            return self.spread(Placed(x.value.astype(jnp.int32), x.axes), axes) != 0
-        return lax.broadcast_in_dim(x.value, tuple(self.shape[a] for a in axes), at)
+        if value.dtype == jnp.bool_:  # Mosaic GPU's layout inference gives up on spread booleans
+            return self.spread(Placed(value.astype(jnp.int32), x.axes), axes) != 0
+        out: Array = lax.broadcast_in_dim(value, tuple(self.shape[a] for a in axes), at)
+        return out
 
     def evaluate(self, expr: Expr) -> Placed:
         """The formula's value, placed along the axes that it depends on."""
@@ -182,8 +184,3 @@ class Tile:
             value = self.spread(p, axes)
             values.append(value if k is Kind.BOOL else value.astype(DTYPES[wide]))
         return Placed(self.forms[fn](*values), axes)
-
-
-def linear(score: Expr) -> bool:
-    """Whether the score is the scaled product itself, so that the scale folds into the exponential."""
-    return score == Var("s", Kind.REAL)

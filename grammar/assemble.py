@@ -89,9 +89,8 @@ class Builder:
 
     def finish(self, name: str, results: tuple[Tensor, ...], precision: Precision, doc: str = "") -> Program:
         """The program, its values named after the equations, parameters and inputs of the spec."""
-        inner = tuple(Input(v) for _, v in self.captured.values())
-        inputs = (*self.inputs, *inner)
-        ends = tuple(map(self.local, results))
+        ends = tuple(map(self.local, results))  # may capture: a turn may leave a value from outside
+        inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
         names = _names([self.hints[v.name] for v in order])
         renamed = {v: Value(n, v.type) for v, n in zip(order, names, strict=True)}

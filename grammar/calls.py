@@ -25,7 +25,8 @@ def inline(component: Component, node: ast.Call, label: str | None, callee: ast.
     site = frame.at(node.span)
     frame.session.count("calls", site)
     segment = label or _segment_name(callee)
-    component = reach_in(component, segment, frame)
+    if component.place is None:  # else its declaration was changed
+        component = reach_in(component, segment, frame)
     block = component.block
     explicit = _arguments(component, node.arguments, frame)
     given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})

@@ -278,9 +278,13 @@ def _call(node: ast.Call, frame: Frame) -> Meaning:
 
 
 def _callee(node: ast.Expr, frame: Frame) -> Meaning:
-    """What is called: unlike elsewhere, the name of a role does not stand for its formula."""
+    """What is called: the name of a role does not stand for its formula, and a tensor or an index hides no block."""
     if isinstance(node, ast.Name) and node.id not in frame.bound:
         value = frame.scope.find(node.id)
+        at = frame.scope.parent
+        while at is not None and isinstance(value, Tensor):
+            outer = at.find(node.id)
+            value, at = (outer, at.parent) if isinstance(outer, Component | RoleRef | Builtin) else (value, at.parent)
         if value is None:
             _unknown(node, frame)
         return value
@@ -290,6 +294,8 @@ def _callee(node: ast.Expr, frame: Frame) -> Meaning:
 def _builtin(name: str, node: ast.Call, frame: Frame) -> Meaning:
     if name == "if":
         return _choose(node, frame)
+    if name in ("any", "all"):
+        fail("E309", f"`{name}` stands in index equations, with its indices: `{name}[t](..)`", frame.at(node.span))
     function = core.FUNCTIONS.get(name)
     reduces = function is not None and len(node.arguments) == 1
     if name in PRIMITIVES and not reduces:

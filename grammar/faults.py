@@ -4,22 +4,17 @@ Each rule below knows one way of going wrong. A rule that proposes an edit is be
 moves the parser past the fault, so what a diagnostic proposes works; a rule without an edit looks closely first.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator
 
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.grammar.scan import IN_BODIES, Scan, Token
+from tfc.grammar.site import CLOSERS, Fault, Retry, Site
 from tfc.grammar.words import BODIED, RESERVED, ROLES, WORDS, meant, short
-from tfc.source import Source, Span
+from tfc.source import Span
 
-__all__ = ["Fault", "explain"]
+__all__ = ["explain"]
 
-_LONGEST_TRIAL = 20_000
-"""Characters of an item beyond which edits are not tried out (and so not proposed)."""
 _OPERATORS = frozenset("+ - * / // % ^ == != < <= > >= and or not =".split())
-_OPENERS = {"(": ")", "[": "]", "{": "}"}
 _AT_TOP = ("import", "names", "default")
 _ELSEWHERE = {  # words of other languages, and what stands in their place
     "def": "`block name(x) { ... return y }` defines",
@@ -42,116 +37,13 @@ _ELSEWHERE = {  # words of other languages, and what stands in their place
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Where the parser stopped, and what it could have gone on with, as a person would write it: "`(`", "a name"."""
-
-    at: int
-    expected: frozenset[str]
-
-
-Retry = Callable[[Source, str], int | None]
-"""Parses a text of items: None if all is well, else the offset of its first fault."""
-
-
-@dataclass(frozen=True)
-class _Site:
-    """The item around a fault, as tokens; `here` is the number of the token that did not fit (or their count)."""
-
-    scanned: Scan
-    fault: Fault
-    start: int
-    end: int
-    retry: Retry
-
-    @cached_property
-    def tokens(self) -> list[Token]:
-        return [t for t in self.scanned.tokens if self.start <= t.start < self.end]
-
-    @cached_property
-    def here(self) -> int:
-        return next((i for i, t in enumerate(self.tokens) if t.start >= self.fault.at), len(self.tokens))
-
-    def text(self, offset: int = 0) -> str:
-        """The token `offset` places from the fault, as written; an empty string beyond the item."""
-        i = self.here + offset
-        return self.tokens[i].text if 0 <= i < len(self.tokens) else ""
-
-    def is_name(self, offset: int) -> bool:
-        i = self.here + offset
-        return 0 <= i < len(self.tokens) and self.tokens[i].kind == "name" and self.tokens[i].text not in RESERVED
-
-    def token(self, offset: int = 0) -> Token:
-        return self.tokens[self.here + offset]
-
-    def span(self, token: Token) -> Span:
-        return Span(self.scanned.source, token.start, token.end)
-
-    @property
-    def place(self) -> Span:
-        """The token that did not fit; at the end of an item, the place after its last token."""
-        if self.here < len(self.tokens):
-            return self.span(self.token())
-        return self.after(self.tokens[-1]) if self.tokens else Span(self.scanned.source, self.start, self.start)
-
-    def after(self, token: Token) -> Span:
-        return Span(self.scanned.source, token.end, token.end)
-
-    @cached_property
-    def brackets(self) -> list[int]:
-        """Numbers of the tokens whose brackets are open at the fault, outermost first."""
-        stack: list[int] = []
-        for i, token in enumerate(self.tokens[: self.here]):
-            if token.kind == "bracket":
-                if token.text in _OPENERS:
-                    stack.append(i)
-                elif stack:
-                    stack.pop()
-        return stack
-
-    @property
-    def inside(self) -> str:
-        """The innermost bracket open at the fault, or an empty string."""
-        return self.tokens[self.brackets[-1]].text if self.brackets else ""
-
-    @cached_property
-    def line_start(self) -> int:
-        """The number of the first token on the fault's line, within the item."""
-        i = min(self.here, len(self.tokens) - 1)
-        while i > 0 and not self.tokens[i].first:
-            i -= 1
-        return max(i, 0)
-
-    def mends(self, edits: tuple[Edit, ...]) -> bool:
-        """Whether the item, so edited, parses beyond the fault's line."""
-        text = self.scanned.source.text
-        if self.end - self.start > _LONGEST_TRIAL:
-            return False
-        item, moved = text[self.start : self.end], 0
-        for edit in sorted(edits, key=lambda e: e.span.start, reverse=True):
-            a, b = edit.span.start - self.start, edit.span.end - self.start
-            if not 0 <= a <= b <= len(item):
-                return False
-            item = item[:a] + edit.text + item[b:]
-            moved += len(edit.text) - (b - a)
-        stopped = self.retry(self.scanned.source, item)
-        if stopped is None:
-            return True
-        if stopped >= len(item.rstrip()):
-            return False  # it only moved the fault to the end
-        # a later fault is another one, unless it is what the edit made of the next line's first word
-        line_end = text.find("\n", self.fault.at, self.end)
-        later = [t for t in self.tokens if t.start > line_end >= 0]
-        return len(later) > 1 and stopped + self.start - moved >= later[1].start
-
-
-_Rule = Callable[[_Site], Iterator[Diagnostic]]
+_Rule = Callable[[Site], Iterator[Diagnostic]]
 """Yields guesses, the best first."""
 
 
 def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> Diagnostic:
     """What is wrong at `fault`, within the item text[start:end]."""
-    site = _Site(scanned, fault, start, end, retry)
+    site = Site(scanned, fault, start, end, retry)
     for rule in _RULES:
         for found in rule(site):
             if not found.edits or site.mends(found.edits):
@@ -159,36 +51,10 @@ def explain(scanned: Scan, fault: Fault, start: int, end: int, retry: Retry) -> 
     return _unexpected(site)
 
 
-def checked(scanned: Scan, fault: Diagnostic, bounds: Sequence[int], retry: Retry) -> Diagnostic:
-    """A fault of a token or bracket, its edit kept if it works, or replaced by one that does, or dropped.
-
-    With several faults in one item, an edit cannot be told to fail, and is kept.
-    """
-    if fault.span is None or not fault.edits:
-        return fault
-    item = max(0, bisect_right(bounds, fault.span.start) - 1)
-    start, end = bounds[item], max(bounds[min(item + 1, len(bounds) - 1)], fault.edits[0].span.end)
-    site = _Site(scanned, Fault(at=fault.span.start, expected=frozenset()), start, end, retry)
-    tries = [fault.edits]
-    if fault.code == "E107":
-        closer = _OPENERS.get(fault.span.text)
-        if closer in (")", "]"):
-            on_line = [t for t in site.tokens if t.start > fault.span.start and site.span(t).line == fault.span.line]
-            tries += [(Edit(site.after(t), closer),) for t in on_line]
-    elif sum(start <= f.span.start < end for f in scanned.faults if f.span) > 1 or len(site.tokens) > _LONGEST_TRIAL:
-        return fault
-    else:
-        tries.append((Edit(fault.span, ""),))
-    edits = next((edits for edits in tries if site.mends(edits)), ())
-    if edits and edits[0] == Edit(fault.span, "") and edits != fault.edits:
-        return replace(fault, edits=edits, help="remove it")
-    return replace(fault, edits=edits)
-
-
 # ---- the rules, the most telling first
 
 
-def _missing_operand(site: _Site) -> Iterator[Diagnostic]:
+def _missing_operand(site: Site) -> Iterator[Diagnostic]:
     """`x = a +` at the end of a line: the parser notices one line late, or at a closing bracket."""
     candidates = [site.here] if site.here == len(site.tokens) or site.text() in (")", "]", "}", ",") else []
     if site.tokens and site.tokens[site.line_start].first:
@@ -205,7 +71,7 @@ def _missing_operand(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E111", message=f"{what} is missing", span=site.after(operator), help=help)
 
 
-def _slashes(site: _Site) -> Iterator[Diagnostic]:
+def _slashes(site: Site) -> Iterator[Diagnostic]:
     """`// a comment`, on the line of the fault or the one before."""
     for token in reversed(site.tokens[max(0, site.line_start - 40) : site.here + 1]):
         if token.text == "//":
@@ -218,7 +84,7 @@ def _slashes(site: _Site) -> Iterator[Diagnostic]:
             yield Diagnostic(code="E104", message=message, span=site.span(token), help=help, edits=edits)
 
 
-def _misspelt(site: _Site) -> Iterator[Diagnostic]:
+def _misspelt(site: Site) -> Iterator[Diagnostic]:
     """`retrun x`, `modle m(..)`, `reapeat 3 as l`: a word near the fault that is almost one of the language."""
     near = list(range(site.here, max(-1, site.here - 5), -1))
     line = [i for i in range(site.line_start, min(site.here, site.line_start + 3))]
@@ -238,7 +104,7 @@ def _misspelt(site: _Site) -> Iterator[Diagnostic]:
                 yield Diagnostic(code="E115", message=message, span=span, help=help, edits=(Edit(span, word),))
 
 
-def _of_other_languages(site: _Site) -> Iterator[Diagnostic]:
+def _of_other_languages(site: Site) -> Iterator[Diagnostic]:
     for i in range(max(site.line_start, site.here - 12), min(site.here + 1, len(site.tokens))):
         token = site.tokens[i]
         if token.kind != "name" or token.text not in _ELSEWHERE:
@@ -253,7 +119,7 @@ def _of_other_languages(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E109", message=message, span=span, help=_ELSEWHERE[token.text], edits=edits)
 
 
-def _equals(site: _Site) -> Iterator[Diagnostic]:
+def _equals(site: Site) -> Iterator[Diagnostic]:
     """`=` for `==`, `==` or `:` for `=`."""
     if not site.tokens or site.here >= len(site.tokens):
         return
@@ -273,7 +139,7 @@ def _equals(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E110", message=f"a type for `{site.text(-1)}`", span=span, help=help)
 
 
-def _comma(site: _Site) -> Iterator[Diagnostic]:
+def _comma(site: Site) -> Iterator[Diagnostic]:
     """Commas between attributes or statements, after the last value of a `let`, missing between arguments."""
     if site.text() == "," and site.inside == "{":
         edits = tuple(Edit(site.span(t), "") for t in _same_level(site, ","))
@@ -301,18 +167,18 @@ def _comma(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E113", message=message, span=site.place, help=help, edits=(Edit(after, ","),))
 
 
-def _same_level(site: _Site, text: str) -> Iterator[Token]:
+def _same_level(site: Site, text: str) -> Iterator[Token]:
     """The tokens `text` from the fault on that stand directly in the brackets of the fault."""
     depth = 0
     for token in site.tokens[site.here :]:
-        depth += (token.text in _OPENERS) - (token.text in _OPENERS.values())
+        depth += (token.text in CLOSERS) - (token.text in CLOSERS.values())
         if depth < 0:
             return
         if depth == 0 and token.text == text:
             yield token
 
 
-def _loose_bracket(site: _Site) -> Iterator[Diagnostic]:
+def _loose_bracket(site: Site) -> Iterator[Diagnostic]:
     """`f (x)`, and statements that begin with a bracket."""
     if site.here >= len(site.tokens) or site.text() not in ("(", "[") or site.here == 0:
         return
@@ -334,7 +200,7 @@ def _loose_bracket(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E114", message=message, span=site.place, help=help)
 
 
-def _misplaced(site: _Site) -> Iterator[Diagnostic]:
+def _misplaced(site: Site) -> Iterator[Diagnostic]:
     """Statements at the top of a file, items of a file inside a block, attributes where equations stand."""
     text = site.text()
     if text in IN_BODIES and not site.brackets and site.text(1) != "=" and site.text(-1) not in _OPERATORS:
@@ -371,7 +237,7 @@ def _misplaced(site: _Site) -> Iterator[Diagnostic]:
             yield Diagnostic(code="E116", message=message, span=site.span(name), help=help)
 
 
-def _repeat_without_name(site: _Site) -> Iterator[Diagnostic]:
+def _repeat_without_name(site: Site) -> Iterator[Diagnostic]:
     if site.text() != "{":
         return
     for i in range(site.here - 1, max(-1, site.here - 40), -1):
@@ -386,7 +252,7 @@ def _repeat_without_name(site: _Site) -> Iterator[Diagnostic]:
             return
 
 
-def _loose_braces(site: _Site) -> Iterator[Diagnostic]:
+def _loose_braces(site: Site) -> Iterator[Diagnostic]:
     """`return base { .. }`, `base { .. } + 1`."""
     if site.text() == "{" and (site.is_name(-1) or site.text(-1) in (")", "]")):
         message = "braces in the middle of an expression"
@@ -394,7 +260,7 @@ def _loose_braces(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E114", message=message, span=site.place, help=help)
 
 
-def _reserved(site: _Site) -> Iterator[Diagnostic]:
+def _reserved(site: Site) -> Iterator[Diagnostic]:
     """A keyword where a name is wanted: `x = a + repeat`; `param = 3`, where the next token shows it."""
     for offset in (0, -1):
         if site.text(offset) in RESERVED:
@@ -405,13 +271,13 @@ def _reserved(site: _Site) -> Iterator[Diagnostic]:
             yield Diagnostic(code="E108", message=message, span=span, help=help, edits=(Edit(span, f"{token.text}_"),))
 
 
-def _reserved_within(site: _Site) -> Iterator[Diagnostic]:
+def _reserved_within(site: Site) -> Iterator[Diagnostic]:
     """The same, where no statement or item could begin and the keyword can have no other sense."""
     if "`let`" not in site.fault.expected:
         yield from _reserved(site)
 
 
-def _import_path(site: _Site) -> Iterator[Diagnostic]:
+def _import_path(site: Site) -> Iterator[Diagnostic]:
     """`import llama`."""
     if site.is_name(0) and site.text(-1) == "import":
         span, last = site.place, site.here
@@ -425,7 +291,7 @@ def _import_path(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E110", message=message, span=span, help=help, edits=(Edit(span, new),))
 
 
-def _documentation(site: _Site) -> Iterator[Diagnostic]:
+def _documentation(site: Site) -> Iterator[Diagnostic]:
     """A string with nothing after it, or after what it describes."""
     offset = -1 if site.here == len(site.tokens) or site.text() == "}" else 0
     i = site.here + offset
@@ -442,14 +308,14 @@ def _documentation(site: _Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E118", message=message, span=site.span(site.tokens[i]), help=help, edits=edits)
 
 
-def _ends_line(site: _Site, token: Token) -> bool:
+def _ends_line(site: Site, token: Token) -> bool:
     text = site.scanned.source.text
     end = text.find("\n", token.end)
     rest = text[token.end : end if end >= 0 else len(text)]
     return not rest.strip() or rest.lstrip().startswith("#")
 
 
-def _block_shape(site: _Site) -> Iterator[Diagnostic]:
+def _block_shape(site: Site) -> Iterator[Diagnostic]:
     """`block f(x) = ...`, `block f(x): ...`, `block f x {`."""
     if site.here == len(site.tokens) and site.here >= 2 and site.is_name(-1) and not site.inside:
         kind, name = site.token(-2), site.token(-1)
@@ -463,7 +329,7 @@ def _block_shape(site: _Site) -> Iterator[Diagnostic]:
             yield Diagnostic(code="E119", message=message, span=site.span(name), help=f"write {forms}")
 
 
-def _unexpected(site: _Site) -> Diagnostic:
+def _unexpected(site: Site) -> Diagnostic:
     """What is left: what stands there, and what could."""
     expected = _describe(site.fault.expected)
     help = f"expected {expected}" if expected else ""

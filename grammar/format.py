@@ -2,7 +2,7 @@
 
 Canonical: two blanks of indentation, lines of at most 100 characters where tokens allow it, a blank line around every
 item that takes several lines, three blanks between attributes or statements on one line, digits in groups of three
-from 10_000 on, no parentheses but needed ones. What fits goes on one line: the attributes of a component; a single
+from 1_000 on, no parentheses but needed ones. What fits goes on one line: the attributes of a component; a single
 statement of a block; two of a `repeat`. Else short attributes share lines and the others stand under each other, their
 `=` aligned. Comments stay where they are: on their own lines before what they preceded, or at the end of its line.
 """
@@ -35,13 +35,13 @@ _LEVEL = {"or": _OR, "and": _AND, "+": _SUM, "-": _SUM, "*": _TERM, "/": _TERM, 
 
 
 def format_number(value: int | float) -> str:
-    """`4096`, `10_000`, `0.5`, `1e-12`, `500_000.0`: the shortest digits that give the value, in groups of three."""
+    """`512`, `4_096`, `0.5`, `1e-12`, `500_000.0`: the shortest digits that give the value, in groups of three."""
     text = repr(value)
     if "e" in text:  # 1e-05, 1e+16
         mantissa, exponent = text.split("e")
         return f"{mantissa}e{int(exponent)}"
     whole, point, fraction = text.partition(".")
-    return (f"{int(whole):_}" if len(whole) > 4 else whole) + point + fraction
+    return (f"{int(whole):_}" if len(whole) > 3 else whole) + point + fraction
 
 
 def format_expr(node: ast.Expr) -> str:

@@ -31,7 +31,7 @@ def core_scope() -> Scope:
     scope.names.update({d.value: d for d in DType})
     scope.names.update({"yes": True, "no": False, "none": NOTHING, "inf": float("inf"), "pi": 3.141592653589793})
     scope.names.update({n: Init(n) for n in ("zeros", "ones", "glorot")})
-    for name in (*PRIMITIVES, *FUNCTIONS, *NOT_BUILT):
+    for name in (*PRIMITIVES, *FUNCTIONS, *NOT_BUILT, "any", "all"):
         if name not in INFIX:
             scope.names[name] = Builtin(name)
     scope.names["if"] = Builtin("if")

@@ -37,9 +37,9 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
         fail("E212", "`return` inside `repeat`", at, help="assign a tensor, and return it after the loop")
     place = _place(item, frame)
     if isinstance(over, tuple):
-        alike = len(over) > 0 and all(isinstance(v, Component) and v == over[0] for v in over)
-        if alike and isinstance(over[0], Component):
-            _rolled(item, len(over), over[0], place, frame, rest, run)
+        first = next(iter(over), None)
+        if isinstance(first, Component) and all(v == first for v in over):
+            _rolled(item, len(over), first, place, frame, rest, run)
         else:
             _unrolled(item, over, place, frame, run)
     elif isinstance(over, int) and not isinstance(over, bool):

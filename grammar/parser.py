@@ -18,8 +18,9 @@ import lark
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
 from tfc.grammar.build import MAX_NESTING, Builder, too_deep
-from tfc.grammar.faults import Fault, checked, explain
+from tfc.grammar.faults import explain
 from tfc.grammar.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
+from tfc.grammar.site import Fault, checked
 from tfc.source import Source, Span
 
 __all__ = ["parse", "read_source"]
@@ -96,7 +97,9 @@ def _finish(scanned: Scan, module: Any, found: list[Diagnostic]) -> tuple[ast.Mo
 
 
 def _in_order(found: list[Diagnostic]) -> list[Diagnostic]:
-    return sorted(found, key=lambda d: d.span.start if d.span else 0)[:MAX_FAULTS]
+    """The first of them, each once: the beginning of an item may have been parsed twice."""
+    ordered = sorted(dict.fromkeys(found), key=lambda d: d.span.start if d.span else 0)
+    return ordered[:MAX_FAULTS]
 
 
 # ---- several errors in one run

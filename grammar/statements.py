@@ -99,7 +99,8 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
         case ast.Equation(target=target, indices=None):
             value = evaluate(item.value, frame)
             if isinstance(value, Tensor):
-                frame.builder.rename(value, target)
+                if not isinstance(item.value, ast.Name):
+                    frame.builder.rename(value, target)
                 if not is_library(item.span.source):
                     value = replace_span(value, item.span)
             frame.scope.bind(target, value, item.span)

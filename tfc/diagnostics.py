@@ -86,7 +86,6 @@ CODES: dict[str, str] = {
     "E607": "weights that cannot be read or written",
     "E608": "a shard outside its checkpoint's folder",
     "E609": "a checkpoint without a names map",
-    "E609": "a checkpoint that the spec does not name",
     "E611": "a checkpoint's name for no parameter",
     "E612": "a checkpoint's name that cannot be written out",
     "E613": "a checkpoint's name given twice",

@@ -1,14 +1,16 @@
 """An attention equation turned into a call of the Hopper kernel: what it refuses, its block sizes, its operands."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
-from tfc.backends.kernel import Kernel, Target
-from tfc.backends.pallas_gpu.streaming import Config, Plan, launch
+from tfc.backends.kernel import DTYPES, Kernel, Target
+from tfc.backends.pallas_gpu.streaming import ROWS, Config, Plan, launch
 from tfc.formula.expr import Expr, Kind, Load, Read, Side, Var, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
@@ -18,14 +20,21 @@ __all__ = ["KERNEL", "build", "config_for", "refuse"]
 
 Array = jax.Array
 
-DTYPES: Mapping[DType, Any] = {DType.BF16: jnp.bfloat16, DType.F16: jnp.float16}
+Launch = Callable[[Plan], Callable[..., tuple[Array, Array]]]
+
 HEAD_DIMS = (32, 64, 128)
 H = Var("h", Kind.INT)
 
 
-def config_for(head_dim: int) -> Config:
-    """Block sizes by head size: what was fastest on an H200, see benchmarks/."""
-    return Config(consumers=2, block_k=128, stages=2)
+def config_for(head_dim: int, n: int) -> Config:
+    """Block sizes by head size and query length: the fastest of those measured on an H200 (benchmarks/).
+
+    At 128 two consumers fill the register file. Smaller heads leave room for a third, which hides more of the
+    exponentials that then outweigh the products; but a third that gets no row only waits.
+    """
+    if head_dim == 128 or n <= 2 * ROWS:
+        return Config(consumers=2, block_k=128, stages=2)
+    return Config(consumers=3, block_k=128, stages=3)
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -37,7 +46,7 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         return f"needs a GPU, the target is {target.platform}"
     if target.capability != 9.0:
         return f"needs compute capability 9.0 (Hopper), the target has {target.capability}"
-    if q.dtype not in DTYPES:
+    if q.dtype not in (DType.BF16, DType.F16):
         return f"computes in bf16 or f16, the operands are {q.dtype}"
     if q.last not in HEAD_DIMS:
         return f"head size {q.last} is not 32, 64 or 128"
@@ -83,7 +92,7 @@ def operands(captured: tuple[Array, ...], exprs: tuple[Expr, ...], ends: Mapping
     return tuple(out)
 
 
-def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
+def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
     """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them."""
     n, m, config = plan.n, plan.m, plan.config
     ends: dict[Side, int] = {"q": up(n, config.block_q), "k": up(m, config.block_k)}
@@ -105,7 +114,7 @@ def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
     if batch * n * m == 0:  # nothing to see, or nobody to see it
         return lambda q, *_: (jnp.zeros_like(q), jnp.full((batch, heads, n), -jnp.inf, jnp.float32))
     plan = Plan(
-        config=config_for(head_dim),
+        config=config_of(eqn, target),
         batch=batch,
         n=n,
         m=m,
@@ -119,11 +128,27 @@ def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
         interpret=target.interpret,
     )
     kernel = call(plan)
+    tiles = dict(n=n, m=m, block_q=plan.config.block_q, block_k=plan.config.block_k, batch=batch, heads=heads)
 
     def attention(q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
-        return kernel(q, k, v, *ranges(plan, captured), *captured)
+        counts, triples = visited_ranges(op.mask, captured, **tiles)
+        return kernel(q, k, v, jnp.asarray(counts), jnp.asarray(triples), *captured)
 
     return attention
 
 
-KERNEL = Kernel(name="pallas_gpu", op=Attention, refuse=refuse, build=build, differentiable=False)
+def config_of(eqn: Eqn, target: Target) -> Config:
+    """The block sizes of an equation whose shapes are bound."""
+    _, n, _, head_dim = eqn.args[0].type.ints
+    config = config_for(head_dim, n)
+    # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
+    return replace(config, consumers=2) if target.interpret else config
+
+
+def notes(eqn: Eqn, target: Target) -> dict[str, Any]:
+    """Block sizes, for reports."""
+    config = config_of(eqn, target)
+    return {"block_q": config.block_q, "block_k": config.block_k, "stages": config.stages}
+
+
+KERNEL = Kernel(name="pallas_gpu", op=Attention, refuse=refuse, build=build, differentiable=False, notes=notes)

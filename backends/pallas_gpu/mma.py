@@ -31,7 +31,8 @@ def product(a: Any, b: Any, issued: Callable[[], None] = nothing) -> Array:
         issued()
         return ref[...]
 
-    return pl.run_scoped(issue, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    out: Array = pl.run_scoped(issue, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
+    return out
 
 
 def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
@@ -43,7 +44,8 @@ def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
     if staging is not None:
         staging[...] = a
         return acc + product(staging, b)
-    return pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.ACC.init(acc))
+    out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.WGMMAAccumulatorRef.init(acc))
+    return out
 
 
 def paired[State](
@@ -83,6 +85,8 @@ def paired[State](
             ref[...] = new
 
     zeros = plgpu.layout_cast(jnp.zeros((x.shape[0], y.shape[1]), jnp.float32), plgpu.Layout.WGMMA)
-    # both accumulators are set up before either product starts
-    _, total, kept = pl.run_state(issue)((plgpu.ACC.init(zeros), plgpu.ACC.init(acc), state))
-    return lax.optimization_barrier((total, kept))
+    # both accumulators are set up before either product starts, and nothing after the wait moves before it
+    start = (plgpu.WGMMAAccumulatorRef.init(zeros), plgpu.WGMMAAccumulatorRef.init(acc), state)
+    _, total, kept = pl.run_state(issue)(start)
+    out: tuple[Array, State] = lax.optimization_barrier((total, kept))
+    return out

@@ -353,7 +353,10 @@ def shared(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block."""
     config, consumers, stages = plan.config, plan.config.consumers, plan.config.stages
     swizzle = min(plan.head_dim * 2, 128)
-    transforms = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
+    transforms = (
+        plgpu.TilingTransform((8, swizzle // 2)),  # type: ignore[abstract]  # a protocol of JAX with an empty body
+        plgpu.SwizzleTransform(swizzle),  # type: ignore[abstract]  # the same
+    )
     ring = plgpu.SMEM((stages, config.block_k, plan.head_dim), plan.dtype, transforms=transforms)
     out = dict(
         q_tile=plgpu.SMEM((consumers, ROWS, plan.head_dim), plan.dtype, transforms=transforms),
@@ -376,12 +379,14 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     """The kernel as a function of (q, k, v, counts, triples, *captured) that gives (out, lse).
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
-    rows; lse reaches to the end of the last query tile (a copy of one axis is not clipped). counts: int32 [Br, Hr, Tq]; triples: int32 [Br, Hr, Tq, R, 3], (start, end,
-    full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H. captured: fields [B, T] or [T] that reach to
-    the end of the last tile, tables [H]; booleans as int32.
+    rows; lse reaches to the end of the last query tile (a copy along one axis is not clipped).
+
+    counts: int32 [Br, Hr, Tq]; triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted,
+    disjoint; Br is 1 or B, Hr 1 or H. captured: fields [B, T] or [T] that reach to the end of the last tile,
+    tables [H]; booleans as int32.
     """
     n, tiles = -(-plan.n // 8) * 8, -(-plan.n // plan.config.block_q)
-    return plgpu.kernel(
+    kernel: Callable[..., tuple[Array, Array]] = plgpu.kernel(
         partial(body, plan),
         out_type=(
             jax.ShapeDtypeStruct((plan.batch, n, plan.heads, plan.head_dim), plan.dtype),
@@ -395,3 +400,4 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=mosaic_interpreter() if plan.interpret else None,
     )
+    return kernel

@@ -7,8 +7,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tfc.formula.derive import depends_on_difference_only, derivative, linear_in_s, shift, simplify
-from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Reduce, Token, Var, apply, kind_of, text
-from tfc.formula.expr import walk
+from tfc.formula.expr import (
+    Apply,
+    Const,
+    Expr,
+    FormulaError,
+    Kind,
+    Load,
+    Read,
+    Reduce,
+    Token,
+    Var,
+    apply,
+    kind_of,
+    text,
+    walk,
+)
 from tfc.formula.scalar import Env, evaluate, pair
 from tfc.testing.formulas import NAMED_MASKS, NAMED_SCORES, alibi, dilated, fields, masks, own, reals, scores, softcap
 
@@ -173,9 +187,7 @@ def test_linear_means_linear(data):
     formula = data.draw(st.one_of(scores(), reals().map(lambda e: apply("mul", e, S))))
     slots = data.draw(fields(formula, n=4, m=4, heads=2))
     if linear_in_s(formula):
-        a, b, c = (
-            evaluate(formula, pair(3, 1, n=4, m=4, h=1, s=s, loads=slots, reads=slots)) for s in (0.0, 1.0, 2.0)
-        )
+        a, b, c = (evaluate(formula, pair(3, 1, n=4, m=4, h=1, s=s, loads=slots, reads=slots)) for s in (0.0, 1.0, 2.0))
         assume(all(math.isfinite(x) for x in (a, b, c)))
         assert c - b == pytest.approx(b - a, rel=1e-6, abs=1e-6 * (1 + abs(a)))
 

@@ -1,5 +1,7 @@
 """What belongs to one token is taken out of a formula, and the values stay the same."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def test_a_direction_is_kept(data):
     slots = data.draw(fields(formula, n=12, m=12, heads=2))
     found = direction(formula)
     values = [evaluate(formula, pair(i, i, n=12, m=12, h=1, loads=slots, reads=slots)) for i in range(12)]
-    steps = {(b > a) - (b < a) for a, b in zip(values, values[1:], strict=False)}
+    steps = {(b > a) - (b < a) for a, b in itertools.pairwise(values)}
     if found is not None:
         assert steps <= {0, found}
 

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 
 from tfc.formula.arithmetic import HOST, NOTHING_KNOWN, Interval, Table, fits, point
 from tfc.formula.derive import DERIVATIVES
-from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, FormulaError, Kind, Load, Read, Token, Var, apply, kind_of, rewrite
+from tfc.formula.expr import (
+    PRIMITIVES,
+    Apply,
+    Const,
+    Expr,
+    FormulaError,
+    Kind,
+    Load,
+    Read,
+    Token,
+    Var,
+    apply,
+    kind_of,
+    rewrite,
+)
 from tfc.formula.interval import RULES, compiled, refined
 from tfc.formula.scalar import INT_MAX, INT_MIN, SCALAR, Env, evaluate
 from tfc.testing.formulas import integers, reals
@@ -249,6 +263,7 @@ def test_what_is_undecided_everywhere_is_undecided_in_each_part(data):
 
 def _over(expr: Expr, fields: list[Var]) -> Expr:
     """The formula with each leaf of a token or table replaced by one of the fields, of the same kind."""
+
     def rule(node: Expr) -> Expr | None:
         match node:
             case Token(side):

@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfc.formula.expr import PRIMITIVES, Apply, Const, FormulaError, Kind, Load, Read, Reduce, Token, Var, apply, kind_of
+from tfc.formula.expr import (
+    PRIMITIVES,
+    Apply,
+    Const,
+    FormulaError,
+    Kind,
+    Load,
+    Read,
+    Reduce,
+    Token,
+    Var,
+    apply,
+    kind_of,
+)
 from tfc.formula.scalar import SCALAR, Env, evaluate, pair
 from tfc.testing.formulas import fields, masks, reals
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tfc.front import front
 from tfc.grammar import parser
 from tfc.grammar.format import format_module
 from tfc.grammar.words import RESERVED
@@ -27,7 +28,8 @@ def test_snippets_parse(whole: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [text for whole, text in SNIPPETS if whole])
-def test_whole_files_are_canonical(text: str) -> None:
+def test_whole_files_lower_and_are_canonical(text: str) -> None:
+    assert front(text).program
     module, _ = parser.parse(Source("README.md", text))
     assert module is not None
     assert format_module(module) == text

@@ -15,7 +15,7 @@ from tfc.formula import scalar
 from tfc.formula.expr import PRIMITIVES, Const, FormulaError, Kind, Load, Token, Var, apply
 from tfc.ir.ops import Attention, P, S
 from tfc.testing import float64
-from tfc.testing.cases import Array, Case, Sizes, attention_eqn, operands
+from tfc.testing.cases import Array, Case, Sizes, attention_eqn, operands, sizes_of
 from tfc.testing.strategies import attention_cases, sizes
 
 SMALL = sizes(most=9, head_dims=(4,))
@@ -25,11 +25,8 @@ def agree(got: Any, want: Any) -> None:
     np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=1e-9, atol=1e-9)
 
 
-def reference(op: Attention, arrays: Sequence[Array]) -> tuple[Any, ...]:
-    return define(op, jnp.float64, *map(jnp.asarray, arrays))
-
-
-def gradients(op: Attention, arrays: Sequence[Array], dout: Array, dlse: Array) -> dict[int, Any]:
+def reference(op: Attention, arrays: Sequence[Array], dout: Array, dlse: Array) -> tuple[Any, Any, dict[int, Any]]:
+    """(out, lse, gradients by operand number) of the other definition, in float64."""
     wide = [jnp.asarray(x, jnp.float64) if x.dtype in float64.ROUNDOFF else jnp.asarray(x) for x in arrays]
     floating = [i for i, x in enumerate(wide) if jnp.issubdtype(x.dtype, jnp.floating)]
 
@@ -37,14 +34,18 @@ def gradients(op: Attention, arrays: Sequence[Array], dout: Array, dlse: Array) 
         whole = list(wide)
         for i, x in zip(floating, chosen, strict=True):
             whole[i] = x
-        out, lse = define(op, jnp.float64, *whole)
-        return out, jnp.where(jnp.isneginf(lse), 0, lse)
+        return define(op, jnp.float64, *whole)
 
-    _, pull = jax.vjp(results, *(wide[i] for i in floating))
-    return dict(zip(floating, pull((jnp.asarray(dout), jnp.asarray(dlse))), strict=True))
+    @jax.jit
+    def both(chosen: Any, dout: Any, dlse: Any) -> Any:
+        (out, lse), pull = jax.vjp(results, *chosen)
+        return out, lse, pull((dout, dlse))
+
+    out, lse, pulled = both([wide[i] for i in floating], jnp.asarray(dout), jnp.asarray(dlse))
+    return out, lse, dict(zip(floating, pulled, strict=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(case=attention_cases(of=SMALL, flavours=("normal", "documents", "blind", "large")))
 def test_two_definitions_agree(case: Case):
     """Written apart, in numpy and in jnp: results and the gradients of every operand, slots included."""
@@ -52,13 +53,14 @@ def test_two_definitions_agree(case: Case):
     assert isinstance(op, Attention)
     arrays = case.operands()
     rng = np.random.default_rng(case.seed)
+    of = sizes_of(case.eqn)
+    dout = rng.standard_normal((of.batch, of.n, of.heads, of.head_dim))
+    dlse = rng.standard_normal((of.batch, of.heads, of.n))
     with jax.enable_x64(True):
-        out, lse = reference(op, arrays)
-        ours = float64.attention(op, *arrays)
-        agree(ours.out, out)
-        agree(ours.lse, lse)
-        dout, dlse = rng.standard_normal(out.shape), rng.standard_normal(lse.shape)
-        theirs = gradients(op, arrays, dout, dlse)
+        out, lse, theirs = reference(op, arrays, dout, dlse)
+    ours = float64.attention(op, *arrays)
+    agree(ours.out, out)
+    agree(ours.lse, lse)
     found = float64.gradients(op, arrays, dout, dlse)
     assert sorted(found) == sorted(theirs)
     for i in found:
@@ -66,7 +68,7 @@ def test_two_definitions_agree(case: Case):
         assert (found[i].unit >= 0).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_weigh_formula_has_gradients(seed: int):
     """A gate on the weights: weigh formulas over s, p and a captured field (arXiv:2306.12929 has such gates)."""
     gate = apply("mul", P, apply("sigmoid", apply("add", S, Load(0, "q", Kind.REAL))))
@@ -75,8 +77,8 @@ def test_a_weigh_formula_has_gradients(seed: int):
     rng = np.random.default_rng(seed)
     dout, dlse = rng.standard_normal((2, 5, 4, 8)), rng.standard_normal((2, 4, 5))
     with jax.enable_x64(True):
-        agree(float64.attention(op, *arrays).out, reference(op, arrays)[0])
-        theirs = gradients(op, arrays, dout, dlse)
+        out, _, theirs = reference(op, arrays, dout, dlse)
+    agree(float64.attention(op, *arrays).out, out)
     for i, found in float64.gradients(op, arrays, dout, dlse).items():
         agree(found.value, theirs[i])
 
@@ -102,6 +104,8 @@ def test_primitives_are_those_of_plain_python(fn: str, data: st.DataObject):
     values = [data.draw(VALUES[a.kind]) for a in args]
     if fn in ("sqrt", "rsqrt", "log", "log1p", "pow"):
         values[0] = abs(values[0]) + 1
+    if fn == "div":
+        values[1] = values[1] or 1
     expr = apply(fn, *args)
     env = scalar.Env({a.name: v for a, v in zip(args, values, strict=True)})
     want = scalar.evaluate(expr, env)

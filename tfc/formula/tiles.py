@@ -396,7 +396,8 @@ def _cut(found: list[Range], moved: int, count: int) -> list[Range]:
     out = []
     for at in range(bisect_right(found, -moved, key=lambda r: r.end), len(found)):
         start, end, full = found[at]
-        if start + moved >= count:
+        start = max(start + moved, 0)
+        if start >= count:
             break
-        out.append(Range(max(start + moved, 0), min(end + moved, count), full))
+        out.append(Range(start, min(end + moved, count), full))
     return out

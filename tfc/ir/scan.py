@@ -41,7 +41,7 @@ def _pieces(text: str) -> list[_Piece]:
     while at < len(text):
         found = _TOKEN.match(text, at)
         if found is None:
-            raise IRError(f"line {line}: `{text[at : at + 10]!r}` is no part of a program's text")
+            raise IRError(f"line {line}: {text[at : at + 10]!r} is no part of a program's text")
         kind, piece = str(found.lastgroup), found.group()
         if kind != "space":
             out.append(_Piece(kind, piece, line))
@@ -69,6 +69,11 @@ class Cursor:
     def after(self) -> _Piece:
         """The token after the next."""
         return self.pieces[min(self.at + 1, len(self.pieces) - 1)]
+
+    @property
+    def line(self) -> int:
+        """The line of the token read last."""
+        return self.pieces[max(self.at - 1, 0)].line
 
     def fail(self, wanted: str) -> IRError:
         return IRError(f"line {self.now.line}: {wanted} expected, not `{self.now.text}`")
@@ -99,7 +104,7 @@ class Cursor:
         sign = -1 if self.take("-") else 1
         text = self.next("number")
         if not text.isdigit():
-            raise IRError(f"line {self.now.line}: a whole number expected, not `{text}`")
+            raise IRError(f"line {self.line}: a whole number expected, not `{text}`")
         return sign * int(text)
 
     def number(self) -> bool | int | float:
@@ -142,7 +147,7 @@ class Cursor:
         try:
             return DType(word)
         except ValueError:
-            raise IRError(f"line {self.now.line}: `{word}` is no element type") from None
+            raise IRError(f"line {self.line}: `{word}` is no element type") from None
 
     def type(self) -> TensorType:
         dtype = self.dtype()

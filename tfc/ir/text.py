@@ -25,7 +25,7 @@ from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
 from tfc.ir.scan import Cursor
 from tfc.ir.types import DType, IRError, Size, TensorType
 
-__all__ = ["line", "parse", "show"]
+__all__ = ["line", "parse", "show", "word"]
 
 
 # --- Program -> text
@@ -56,10 +56,14 @@ def _lines(program: Program) -> Iterator[str]:
 
 def line(eqn: Eqn) -> str:
     """One equation; of a `repeat` the line without its body."""
-    word = eqn.op.fn if isinstance(eqn.op, Elementwise) else eqn.op.name
     shown = ", ".join(_attributes(eqn.op))
-    head = f"{', '.join(map(_typed, eqn.outs))} = {word}" + (f"({shown})" if shown else "")
+    head = f"{', '.join(map(_typed, eqn.outs))} = {word(eqn.op)}" + (f"({shown})" if shown else "")
     return " ".join([head, *_commas(map(str, eqn.args))])
+
+
+def word(op: Op) -> str:
+    """What an operation is called in the text: its name, or of an elementwise one its primitive's."""
+    return op.fn if isinstance(op, Elementwise) else op.name
 
 
 def _commas(words: Iterable[str]) -> list[str]:
@@ -92,7 +96,7 @@ def _number(value: bool | int | float) -> str:
 def _attributes(op: Op) -> Iterator[str]:
     if isinstance(op, Elementwise):
         return
-    for name, (_, default, _, write) in _SCHEMAS[type(op)].items():
+    for name, (_, default, _, write) in _SCHEMAS.get(type(op), {}).items():
         value = getattr(op, name)
         if value != default:
             yield f"{name}={write(value)}"
@@ -209,7 +213,7 @@ def _values(at: Cursor, known: Mapping[str, Value]) -> tuple[Value, ...]:
     while at.now.kind == "value" and at.after.text != ":":  # `%y: type` binds the next equation's value
         name = at.next("value")[1:]
         if name not in known:
-            raise IRError(f"line {at.now.line}: %{name} is not bound above")
+            raise IRError(f"line {at.line}: %{name} is not bound above")
         out.append(known[name])
         if not at.take(","):
             break
@@ -276,7 +280,7 @@ def _eqn(at: Cursor, outs: tuple[Value, ...], known: Mapping[str, Value]) -> Eqn
 def _attribute(at: Cursor, cls: type[Op], name: str, given: Mapping[str, Any]) -> object:
     schema = _SCHEMAS[cls]
     if name not in schema:
-        raise IRError(f"line {at.now.line}: {cls.name} has no attribute `{name}`")
+        raise IRError(f"line {at.line}: {cls.name} has no attribute `{name}`")
     annotation, _, read, _ = schema[name]
     if annotation is not Expr:
         return read(at)

@@ -38,7 +38,7 @@ from tfc.ir.formulas import Place, held, variables
 from tfc.ir.ops import OPS, Constant, Elementwise, Index, Op, Repeat
 from tfc.ir.program import Eqn, Param, Program, Value
 from tfc.ir.scan import NAME, PATH, WORDS
-from tfc.ir.text import line
+from tfc.ir.text import line, word
 from tfc.ir.types import Dim, DType, IRError, TensorType
 
 __all__ = ["verify"]
@@ -159,7 +159,7 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     else:
         fewest, most = ARITY[op.name]
     count = len(eqn.args)
-    need(fewest <= count and (most is None or count <= most), f"{op.name} does not take {count} operands")
+    need(fewest <= count and (most is None or count <= most), f"{word(op)} does not take {count} operands")
     for place, formula in held(op):
         _formula(op, place, formula)
     match op:
@@ -175,9 +175,9 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     try:
         inferred = op.infer(*types)
     except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
-        raise IRError(f"{op.name} of {', '.join(map(str, types))}: {e}") from None
+        raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
     given = tuple(out.type for out in eqn.outs)
-    need(inferred == given, f"{op.name} gives {_listed(inferred)}, bound as {_listed(given)}")
+    need(inferred == given, f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
 
 
 def _listed(types: Iterable[TensorType]) -> str:

@@ -160,8 +160,12 @@ def answer(candidate: Candidate, method: str, *args: Any) -> Any:
     return getattr(candidate, method)(*args)
 
 
-def candidate_of(judged: Kernel | Callable[..., Any] | str, target: Target | None, differentiable: bool) -> Candidate:
+def candidate_of(
+    judged: Kernel | Candidate | Callable[..., Any] | str, target: Target | None, differentiable: bool
+) -> Candidate:
     """The kernel on the target (this machine's CPU where none is given), or the callable, as a candidate."""
+    if isinstance(judged, Candidate):
+        return judged
     if isinstance(judged, Kernel):
         return OfKernel(judged, target or Target(name="cpu", platform="cpu"))
     return OfCallable(judged, differentiable)

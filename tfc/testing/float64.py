@@ -42,6 +42,15 @@ ROUNDOFF: Mapping[Any, float] = {
 }  # fmt: skip
 """Unit roundoff of each floating type: half the distance from 1 to the next larger number."""
 
+NORMAL: Mapping[Any, float] = {
+    DTYPES[DType.BF16]: 2.0**-126,
+    DTYPES[DType.F16]: 2.0**-14,
+    DTYPES[DType.F32]: 2.0**-126,
+    DTYPES[DType.F64]: 2.0**-1022,
+}
+"""The smallest number of each type that keeps its relative accuracy; smaller ones are off by roundoff times it, or
+flushed to zero."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
@@ -208,6 +217,11 @@ class Attended:
     lse_unit: Array
 
 
+def _stored(x: Array, judged: Precision) -> Array:
+    """The size that the rounding error of each element goes with when it is stored: not below the smallest normal."""
+    return np.where(x == 0, 0.0, np.hypot(x, NORMAL[judged.store]))
+
+
 def _heads(x: Array, heads: int, real: Any) -> Array:
     """[B, T, G, D] -> [B, H, T, D]: head i reads group i // (H // G)."""
     return np.repeat(x.astype(real), heads // x.shape[2], axis=2).transpose(0, 2, 1, 3)
@@ -294,7 +308,7 @@ def _attention(
     lse = base + np.log(total)
     p = e / np.where(total == 0, 1, total)[..., None]
     # exp passes absolute errors on as relative ones, and the sum's error is shared by all weights of a row
-    p_error = np.where(p > 0, p * (z_error + np.abs(z - base[..., None]) + 2), 0)
+    p_error = np.where(p > 0, p * (z_error + np.abs(z - base[..., None]) + 2) + NORMAL[judged.real], 0)
     p_error = p_error + p * p_error.sum(3)[..., None]
     weigh = evaluate(
         op.weigh, {**leaves, S: Dense(z, z_error, {S: (1.0, 0.0)}), P: Dense(p, p_error, {P: (1.0, 0.0)})}, real
@@ -303,7 +317,7 @@ def _attention(
     weight_error = np.where(seen, weigh.error + np.zeros(shape), 0)
 
     out = (at.rounded(weight) @ vs).transpose(0, 2, 1, 3)
-    kept = np.sqrt((weight**2 @ vs**2).transpose(0, 2, 1, 3) + out**2)
+    kept = np.sqrt((_stored(weight, judged) ** 2 @ vs**2).transpose(0, 2, 1, 3) + _stored(out, judged) ** 2)
     lost = ((weight_error + weight) @ np.abs(vs)).transpose(0, 2, 1, 3)
     store, sums = ROUNDOFF[judged.store], ROUNDOFF[judged.real]
     lse_error = np.where(p > 0, p * (z_error + 2), 0).sum(3) + np.where(total == 0, 0, np.abs(lse)) + 1
@@ -379,11 +393,10 @@ def _gradients(
     dz_error = np.abs(dz) * steps + f.p * (dp_size + (np.where(f.seen, f.p, 0) * dp_size).sum(3)[..., None])
     dz_error = dz_error + dw_size * (np.abs(by_s) + by_s_error)
     p = np.where(f.seen, f.p, 0)
-    dz_error = np.where(p > 0, dz_error, 0)
+    dz_error = np.where(p > 0, dz_error + NORMAL[judged.real], 0)
 
     # rounded twice: the weights' gradients, as a derivative of their rounding has it, and the scores'
-    rounded = np.where(f.seen, np.hypot(dz, p * dw), 0)
-
+    rounded = np.where(f.seen, np.hypot(_stored(dz, judged), p * dw), 0)
     slope, slope_error = f.score.slope(S, p)
     ds_error = np.where(p > 0, dz_error * np.abs(slope) + np.abs(dz) * slope_error, 0)
     scale = abs(op.scale)
@@ -391,7 +404,7 @@ def _gradients(
     out: dict[int, Gradient] = {}
 
     dq = op.scale * (ds @ ks)
-    kept = np.sqrt(scale**2 * ((rounded * slope) ** 2 @ ks**2) + dq**2)
+    kept = np.sqrt(scale**2 * ((rounded * slope) ** 2 @ ks**2) + _stored(dq, judged) ** 2)
     unit = store * kept + scale * (jitter * np.abs((p * slope) @ ks) + sums * (ds_error @ np.abs(ks)))
     out[0] = Gradient(at.rounded(dq).transpose(0, 2, 1, 3), unit.transpose(0, 2, 1, 3))
 
@@ -401,12 +414,12 @@ def _gradients(
 
     dk = joined(op.scale * (ds.swapaxes(2, 3) @ qs))
     t_dz, t_p, t_error = (x.swapaxes(2, 3) for x in (rounded * slope, p * jitter * slope, ds_error))
-    kept = np.sqrt(joined(scale**2 * (t_dz**2 @ qs**2 + t_p**2 @ qs**2 / store**2)) + dk**2)
+    kept = np.sqrt(joined(scale**2 * (t_dz**2 @ qs**2 + t_p**2 @ qs**2 / store**2)) + _stored(dk, judged) ** 2)
     out[1] = Gradient(at.rounded(dk), store * kept + sums * scale * joined(t_error @ np.abs(qs)))
 
     weights = at.rounded(f.weight).swapaxes(2, 3)
     dv = joined(weights @ do)
-    kept = np.sqrt(joined(weights**2 @ do**2) + dv**2)
+    kept = np.sqrt(joined(_stored(weights, judged) ** 2 @ do**2) + _stored(dv, judged) ** 2)
     lost = joined((f.weight_error + f.weight).swapaxes(2, 3) @ np.abs(do))
     out[2] = Gradient(at.rounded(dv), store * kept + sums * lost)
 

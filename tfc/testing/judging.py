@@ -102,7 +102,7 @@ class Report:
 
 
 def judge(
-    candidate: Kernel | Callable[..., Any] | str,
+    candidate: Kernel | Candidate | Callable[..., Any] | str,
     family: str = "attention",
     *,
     eqn: Eqn | None = None,
@@ -119,10 +119,12 @@ def judge(
 ) -> Report:
     """Judges a kernel, a callable f(q, k, v, *captured) -> out or (out, lse), or a callable's "module:name".
 
+    What computes without JAX is judged as a `laws.Candidate` of its own.
+
     eqn, seed, flavour: one case; or cases: these; or else the standard cases of `formulas` (names of
     `cases.FORMULAS`; all for a kernel and for a callable with a parameter `op`, else "full") in `dtypes`.
     target: where a kernel runs. laws: those of `laws.LAWS` to check beside the definition; () for none.
-    gradients: whether to compare gradients too; by default those of differentiable kernels.
+    gradients: whether to compare gradients too; by default those of kernels and candidates that have them.
     isolate: seconds that a call may take, in a process of its own, or in the `worker` given.
     Raises ValueError for an unknown family or formula.
     """
@@ -131,7 +133,7 @@ def judge(
     asked = candidate_of(candidate, target, bool(gradients))
     if cases is None:
         cases = [Case("given", eqn, seed, flavour)] if eqn else _standard(asked, formulas, dtypes, seed)
-    wanted = gradients if gradients is not None else isinstance(candidate, Kernel) and candidate.differentiable
+    wanted = asked is candidate or isinstance(candidate, Kernel) if gradients is None else gradients
     name = candidate.name if isinstance(candidate, Kernel) else getattr(candidate, "__name__", str(candidate))
     with _worker(isolate, worker) as process:
         ours = Isolated(asked, process, isolate or 60.0) if process else asked
@@ -168,10 +170,11 @@ def _verdict(candidate: Candidate, case: Case, laws: Sequence[Law], gradients: b
         checked.append(DEFINITION)
         note(DEFINITION, message)
         if gradients:
-            ratio, message = _compare_gradients(setting)
-            checked.append(GRADIENTS)
-            worst = max(worst, ratio)
-            note(GRADIENTS, message)
+            found = _compare_gradients(setting)
+            if found is not None:
+                checked.append(GRADIENTS)
+                worst = max(worst, found[0])
+                note(GRADIENTS, found[1])
     except Refused as refused:
         return Verdict(case, str(refused))
     except CaseHangs as hangs:
@@ -206,11 +209,12 @@ def _compare(s: Setting) -> tuple[float, str | None]:
     return max(m.ratio for m in measured), next((m.reason for m in measured if not m.ok), None)
 
 
-def _compare_gradients(s: Setting) -> tuple[float, str | None]:
+def _compare_gradients(s: Setting) -> tuple[float, str | None] | None:
+    """The same of the gradients; None where the candidate has none."""
     dout = s.rng().standard_normal((*s.operands[0].shape[:3], s.operands[2].shape[3])).astype(s.operands[2].dtype)
     found = s.candidate.gradient(s.eqn, s.operands, dout)
     if found is None:
-        return 0.0, None
+        return None
     measured = [right.compare(found[i]) for i, right in expected_gradients(s.op, s.operands, dout).items()]
     return max(m.ratio for m in measured), next((m.reason for m in measured if not m.ok), None)
 

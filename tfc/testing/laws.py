@@ -8,7 +8,7 @@ attention: row sums and shifts (arXiv:1706.03762), grouping (arXiv:2305.13245), 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Refused(Exception):
     """The candidate does not serve the equation that a law asks about; the message says why."""
 
 
+@runtime_checkable
 class Candidate(Protocol):
     """What is judged: an implementation of attention.
 

@@ -22,6 +22,10 @@ from typing import Any, Self
 
 __all__ = ["CaseFailed", "CaseHangs", "Worker"]
 
+THREADS = "16"
+"""XLA's threads in a worker. Interpreted warpgroups wait for one another, each in a thread of XLA's pool, which by
+itself has no more threads than the machine has cores: with fewer than warpgroups, every case would hang."""
+
 
 class CaseHangs(Exception):
     """The case did not end within its limit; its process was ended."""
@@ -39,7 +43,7 @@ class CaseFailed(Exception):
 class Worker:
     """Runs cases one after another.
 
-    environment: variables for the process, over those of this one. setup_limit: seconds for its start.
+    environment: variables for the process, over those of this one (PYTHONPATH: before it). setup_limit: seconds for its start.
     Use it as a context manager, or call `close`.
     """
 
@@ -94,13 +98,14 @@ class Worker:
         self.close()
         ours, theirs = socket.socketpair()
         # the package is found as it is found here, also where it is not installed
-        paths = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")) if p)
+        places = (str(Path(__file__).parents[2]), self.environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))
+        paths = os.pathsep.join(p for p in places if p)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tfc.testing.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths, **self.environment},
+                env={"NPROC": THREADS, **os.environ, **self.environment, "PYTHONPATH": paths},
             )
         self._line = Connection(ours.detach())
         if not self._line.poll(self.setup_limit):

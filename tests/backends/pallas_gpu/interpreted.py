@@ -3,20 +3,28 @@
 This module runs in a worker process (`tfc.testing.worker`): an interpreted kernel can hang.
 """
 
-import types
+import inspect
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.backends.kernel import Target
 from tfc.backends.pallas_gpu import attention, streaming
 from tfc.compat import mosaic_races, reset_interpreter
-from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Token, Var, apply
+from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, Var, apply
+from tfc.ir.ops import Attention
+from tfc.ir.program import Eqn, Value
+from tfc.ir.types import DType, TensorType
 
 S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
 Q, K = Token("q"), Token("k")
+YES = Const(True)
 CAUSAL = apply("le", K, Q)
 
 
@@ -55,7 +63,7 @@ class Formula:
     dense: (s, q, k, h, captured) -> (score, mask): s [B, H, N, M]; q [N, 1], k [1, M] positions; h [H, 1, 1].
     """
 
-    mask: Expr = Const(True)
+    mask: Expr = YES
     score: Expr = S
     captured: tuple[Draw, ...] = ()
     dense: Callable[..., tuple[Any, Any]]
@@ -83,6 +91,11 @@ FORMULAS: Mapping[str, Formula] = {
     "padding": Formula(
         mask=Load(0, "k", Kind.BOOL),
         captured=(lambda r, b, n, m, h: np.arange(m) < r.integers(0, m + 1, (b, 1)),),
+        dense=lambda s, q, k, h, c: (s, c[0][:, None, None, :]),
+    ),
+    "nothing": Formula(  # one batch row of padding only
+        mask=Load(0, "k", Kind.BOOL),
+        captured=(lambda r, b, n, m, h: np.arange(b)[:, None] * m > np.arange(m)[None],),
         dense=lambda s, q, k, h, c: (s, c[0][:, None, None, :]),
     ),
     "softcap": Formula(score=softcap(2.0), mask=CAUSAL, dense=lambda s, q, k, h, c: (2 * np.tanh(s / 2), k <= q)),
@@ -210,39 +223,113 @@ def plan(case: Case) -> Any:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Largest absolute errors to float64: of the kernel, and of the definition at the kernel's own precision."""
+class Errors:
+    """How far the kernel is from float64 (largest and root mean square error), and how far the definition itself
+    is when computed at the kernel's own precision: operands and weights rounded, sums exact."""
 
-    out: float
+    worst: float
+    mean: float
+    rounding_worst: float
+    rounding_mean: float
     lse: float
-    rounding: float
-    sees_nothing: int
-    kernel_nans: int
-    tiles: int
+    nans: int
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong, in words; empty where the errors are those that the precision brings.
+
+        The factors leave room for weights relative to a running maximum, which round once more than the
+        definition's, and for the base-2 exponential's 2 ulp. lse is float32 throughout.
+        """
+        if self.nans:
+            return f"{self.nans} NaNs"
+        if self.worst > 2 * self.rounding_worst + 1e-5:
+            return f"an element is off by {self.worst:.2e}, rounding explains {self.rounding_worst:.2e}"
+        if self.mean > 1.5 * self.rounding_mean + 1e-6:
+            return f"elements are off by {self.mean:.2e}, rounding explains {self.rounding_mean:.2e}"
+        return f"lse is off by {self.lse:.2e}" if self.lse > 1e-4 else ""
 
 
-def judge(case: Case) -> Verdict:
-    """Runs the case through the interpreted kernel, races raised, and compares."""
+def compared(case: Case, out: Any, lse: Any, score: Any, mask: Any, v: Any, tiles: int) -> dict[str, Any]:
+    """The kernel's results beside the definition's."""
+    out, lse = np.asarray(out, np.float64), np.asarray(lse, np.float64)
+    assert not mosaic_races(), "RACE DETECTED"
+    right, right_lse = definition(case, score, mask, v)
+    low, _ = definition(case, score.astype(np.float32), mask, v, case.dtype)
+    low = np.asarray(jnp.asarray(low, case.dtype), np.float64)
+    blind = np.isneginf(right_lse)
+    assert np.array_equal(np.isneginf(lse), blind), "rows that see nothing have lse = -inf, and no other rows"
+    assert not out[np.swapaxes(blind, 1, 2)].any(), "rows that see nothing are zero"
+
+    def size(x: Any) -> tuple[float, float]:
+        return float(np.abs(x).max(initial=0)), float(np.sqrt(np.mean(x**2))) if x.size else 0.0
+
+    seen = ~blind
+    errors = Errors(
+        *size(out - right),
+        *size(low - right),
+        lse=float(np.abs(lse[seen] - right_lse[seen]).max(initial=0)),
+        nans=int(np.isnan(out).sum() + np.isnan(lse).sum()),
+    )
+    return {"wrong": errors.wrong, "blind": int(blind.sum()), "tiles": tiles}
+
+
+def formulas() -> list[str]:
+    """Their names."""
+    return list(FORMULAS)
+
+
+def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a case through the interpreted kernel, with ranges found by looking at every score, and compares.
+
+    fields: of `Case`. edits: lines of the kernel's source to replace, each of which must occur once: a planted
+    fault. Gives `wrong` in words, how many rows are blind, how many tiles were visited.
+    """
+    case = Case(**fields)
     (q, k, v), captured = arrays(case)
     score, mask = dense(case, q, k, captured)
     counts, triples = ranges(case, mask)
     reset_interpreter()
-    kernel = attention.call(plan(case))
+    kernel = attention.call(plan(case), (mutated(edits) if edits else streaming).launch)
     operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
     out, lse = kernel(*operands, jnp.asarray(counts), jnp.asarray(triples), *map(jnp.asarray, captured))
-    out, lse = np.asarray(out, np.float64), np.asarray(lse, np.float64)
-    right, right_lse = definition(case, score, mask, v)
-    low, _ = definition(case, score.astype(np.float32), mask, v, case.dtype)
-    low = np.asarray(jnp.asarray(low, case.dtype), np.float64)
-    assert not mosaic_races(), "RACE DETECTED"
-    blind = np.isneginf(right_lse)
-    assert np.array_equal(np.isneginf(lse), blind), "rows that see nothing have lse = -inf, and only they"
     visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
-    return Verdict(
-        out=float(np.abs(out - right).max(initial=0)),
-        lse=float(np.abs(lse - right_lse)[~blind].max(initial=0)),
-        rounding=float(np.abs(low - right).max(initial=0)),
-        sees_nothing=int(blind.sum()),
-        kernel_nans=int(np.isnan(out).sum() + np.isnan(lse).sum()),
-        tiles=visited,
-    )
+    return compared(case, out, lse, score, mask, v, visited)
+
+
+def mutated(edits: Mapping[str, str]) -> Any:
+    """A copy of the kernel's module with lines replaced."""
+    source = inspect.getsource(streaming)
+    for line, other in edits.items():
+        assert source.count(f"{line}\n") == 1, f"the kernel has {source.count(line)} lines `{line.strip()}`"
+        source = source.replace(f"{line}\n", f"{other}\n")
+    module = ModuleType("mutant")
+    sys.modules["mutant"] = module  # dataclasses look their module up
+    exec(compile(source, "mutant", "exec"), module.__dict__)
+    return module
+
+
+def judge_built(fields: Mapping[str, Any], traced: bool) -> dict[str, Any]:
+    """The same through the kernel as it is registered: refuse, build, and ranges that it finds itself.
+
+    traced: under jit, where the captured arrays are unknown when the ranges are made.
+    """
+    case = Case(**fields)
+    formula = FORMULAS[case.formula]
+    (q, k, v), captured = arrays(case)
+    kind = {"bfloat16": DType.BF16, "float16": DType.F16}[case.dtype]
+    kinds = {"i": DType.I32, "f": DType.F32, "b": DType.BOOL}
+    types = [TensorType(x.shape, kind) for x in (q, k, v)]
+    types += [TensorType(x.shape, kinds[x.dtype.kind]) for x in captured]
+    op = Attention(scale=scale_of(case), score=formula.score, mask=formula.mask)
+    out_types = op.infer(*types)
+    eqn = Eqn(tuple(map(Value, ("o", "l"), out_types)), op, tuple(Value(f"a{i}", t) for i, t in enumerate(types)))
+    target = Target(name="h200", platform="gpu", capability=9.0, interpret=True)
+    assert attention.KERNEL.refuse(eqn, target) is None
+    function = attention.KERNEL.build(eqn, target)
+    reset_interpreter()
+    operands = [*(jnp.asarray(x, case.dtype) for x in (q, k, v)), *map(jnp.asarray, captured)]
+    out, lse = (jax.jit(function) if traced else function)(*operands)
+    assert (out.shape, lse.shape) == (q.shape, (case.b, case.h, case.n))
+    score, mask = dense(case, q, k, captured)
+    return compared(case, out, lse, score, mask, v, tiles=0)

@@ -1,0 +1,106 @@
+"""The Hopper attention kernel, interpreted with races looked for, beside the definition in float64."""
+
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from tfc.testing.worker import Worker
+
+FORMULAS = (
+    "full", "causal", "window", "prefix", "dilated", "documents", "padding", "nothing", "softcap", "alibi", "own",
+)  # fmt: skip
+
+SIZES: dict[str, dict[str, Any]] = {
+    "divide no tile": dict(n=100, m=100),
+    "fewer queries": dict(n=50, m=190),
+    "more queries": dict(n=190, m=100),
+    "one pair": dict(n=1, m=1),
+    "one query": dict(n=1, m=77),
+    "one key": dict(n=77, m=1),
+    "whole tiles": dict(n=128, m=256),
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "head size 32": dict(d=32),
+    "head size 128": dict(d=128, h=1),
+    "float16": dict(dtype="float16"),
+    "grouped heads": dict(h=4, g=2),
+    "heads of their own": dict(h=2, g=2),
+    "one kv head": dict(h=3, g=1),
+    "three consumers": dict(consumers=3, n=200, m=200),
+    "three stages": dict(stages=3, n=130, m=330, h=1),
+    "tiles of 128 keys": dict(block_k=128, n=140, m=260, h=1),
+    "large logits": dict(large=8.0),
+    "negative scale": dict(scale=-0.5),
+    "no scale": dict(scale=0.0),
+}
+
+
+def test_every_formula_is_listed(worker: Worker) -> None:
+    assert worker.call("interpreted:formulas") == list(FORMULAS)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_formulas(worker: Worker, formula: str) -> None:
+    """Lengths that divide no tile, batch rows that differ, heads that share keys."""
+    found = worker.call("interpreted:judge", dict(formula=formula, b=2, n=100, m=190, seed=3))
+    assert not found["wrong"], found
+    assert found["tiles"] > 4
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_lengths(worker: Worker, sizes: dict[str, Any]) -> None:
+    """Causal is aligned at the end; with more queries than keys, the first queries see nothing."""
+    found = worker.call("interpreted:judge", dict(formula="causal", h=2, **sizes))
+    assert not found["wrong"], found
+    assert found["blind"] == 2 * max(0, sizes["n"] - sizes["m"])
+
+
+@pytest.mark.parametrize("change", CASES.values(), ids=CASES)
+def test_variants(worker: Worker, change: dict[str, Any]) -> None:
+    found = worker.call("interpreted:judge", {**dict(formula="causal", n=100, m=140), **change})
+    assert not found["wrong"], found
+
+
+def test_a_batch_row_that_sees_nothing(worker: Worker) -> None:
+    """Padding that leaves one row of the batch no key at all: zeros and -inf, and the other row is right."""
+    blind = [worker.call("interpreted:judge", dict(formula="nothing", b=2, n=70, m=100, seed=s)) for s in (0, 1)]
+    assert not any(f["wrong"] for f in blind), blind
+    assert [f["blind"] for f in blind] == [140, 140]
+
+
+@given(
+    formula=st.sampled_from(FORMULAS),
+    n=st.integers(1, 200),
+    m=st.integers(1, 200),
+    heads=st.sampled_from([(1, 1), (2, 1), (2, 2)]),
+    d=st.sampled_from([32, 64]),
+    dtype=st.sampled_from(["bfloat16", "float16"]),
+    seed=st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=12)
+def test_drawn_cases(
+    worker: Worker, formula: str, n: int, m: int, heads: tuple[int, int], d: int, dtype: str, seed: int
+) -> None:
+    h, g = heads
+    case = dict(formula=formula, n=n, m=m, h=h, g=g, d=d, dtype=dtype, seed=seed)
+    found = worker.call("interpreted:judge", case)
+    event("sees nothing" if found["blind"] else "sees something")
+    assert not found["wrong"], found
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["fields known", "fields traced"])
+@pytest.mark.parametrize("formula", ["causal", "documents", "own"])
+def test_as_registered(worker: Worker, formula: str, traced: bool) -> None:
+    """Through `KERNEL`: the ranges come from the analysis of the formula, on the host or on the device."""
+    found = worker.call("interpreted:judge_built", dict(formula=formula, b=2, n=200, m=300, d=32), traced)
+    assert not found["wrong"], found
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
+def test_no_tokens(worker: Worker, n: int, m: int) -> None:
+    found = worker.call("interpreted:judge_built", dict(formula="causal", n=n, m=m), False)
+    assert found["blind"] == 2 * n
+    assert not found["wrong"], found
