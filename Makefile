@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # two workers on two cores; TESTS="tests/ir -k verify" chooses, PYTEST="-n0 -x" adds options
 TESTS ?= tests
-PYTEST ?= -n 2
+PYTEST ?= -n 2 -rs
 # the suite runs on the CPU, interpreting kernels, also where a GPU is; DEVICE=cuda runs it on one
 DEVICE ?= cpu
 

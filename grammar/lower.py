@@ -265,7 +265,8 @@ class _Lowering:
             raise Failed(Diagnostic("E210", f"this file has no model `{name}`", None,
                                     help=f"did you mean `{near}`?" if near else f"it has {have}"))  # fmt: skip
         value = self.scope.find(found[-1].name)
-        assert isinstance(value, Component)
+        if not isinstance(value, Component):
+            raise Poisoned  # declared twice, which has been said
         return found[-1], value
 
     def _enter(self, component: Component) -> Frame:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from tfc.ir.param_map import IDENTITY, ParamMap
 from tfc.ir.program import Program
@@ -53,13 +53,10 @@ class Rewritten:
 class Pass(Protocol):
     """A frozen dataclass whose fields are its options; its docstring is the rule and when it holds back."""
 
-    @property
-    def name(self) -> str:
-        """As users write it: `fuse-attention`."""
-        ...
+    name: ClassVar[str]
+    """As users write it: `fuse-attention`."""
 
-    @property
-    def contract(self) -> Contract: ...
+    contract: ClassVar[Contract]
 
     def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
         """The program after the pass; sites in `hold` stay as they are. The program given is a verified one."""

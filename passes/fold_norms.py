@@ -10,7 +10,7 @@ from tfc.ir.program import Eqn, Init, Param, Program, Value
 from tfc.ir.text import word
 from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
-from tfc.passes.rewrite import Scope, rewrite
+from tfc.passes.rewrite import Scope, beside, rewrite
 
 __all__ = ["FoldNorms"]
 
@@ -141,7 +141,7 @@ class _Folding:
             path += "_folded"
         self.taken.add(path)
         type = TensorType((weight.value.type.last,), weight.value.type.dtype)
-        made = Param(path, scope.fresh(path.replace(".", "_"), type), Init("packed"), weight.trained)
+        made = Param(path, scope.fresh(beside(weight, path), type), Init("packed"), weight.trained)
         scope.replace_params([], made)
         return made
 

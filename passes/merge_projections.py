@@ -9,7 +9,7 @@ from tfc.ir.param_map import Concat, Expr, ParamMap, Part, Source
 from tfc.ir.program import Eqn, Init, Param, Program
 from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
-from tfc.passes.rewrite import Scope, rewrite
+from tfc.passes.rewrite import Scope, beside, rewrite
 
 __all__ = ["MergeProjections"]
 
@@ -133,7 +133,7 @@ def _merged(group: Sequence[Eqn], columns: Sequence[_Column], scope: Scope) -> l
     """One linear map, then a slice for each value that the group bound."""
     operands = [group[0].args[0]]
     for column in columns:
-        new = scope.fresh(column.path.replace(".", "_"), column.type)
+        new = scope.fresh(beside(column.params[0], column.path), column.type)
         scope.replace_params(column.params, Param(column.path, new, Init("packed"), column.params[0].trained))
         operands.append(new)
     spans = columns[0].spans()

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from tfc.formula.expr import Apply, Expr, Read, Reduce, slots
 from tfc.ir.ops import (
     Attention,
     Cast,
@@ -39,9 +40,10 @@ class Precision:
     Approximate; parameters are kept as they are and cast where they are used, so gradients have their type. Where
     parameters, computation and reductions have one type the program stays as it is: the limit at which it is exact.
 
-    - Matrix products (linear, ffn, q, k and v of attention), rows of tables and carries of loops: in `compute`.
-      What formulas capture stays as it is; scores and softmax are float32 by the operations' own definition.
-    - Reductions, the elementwise work that only feeds them, and reducing index equations: in `reduce`.
+    - Matrix products (linear, ffn, q, k and v of attention, index equations that sum products of what they read), rows
+      of tables and carries of loops: in `compute`. What formulas capture stays as it is; scores and softmax are float32
+      by the operations' own definition.
+    - Reductions, the elementwise work that only feeds them, and other reducing index equations: in `reduce`.
     - Other elementwise work takes the widest of the values it reads; parameters and numbers follow those values. So a
       norm runs in `reduce` from its mean on, until a matrix product reads it: from there on all read it in `compute`
       (the residual stream of a post-norm model too).
@@ -176,6 +178,8 @@ def _in_compute(op: Op) -> range:
     match op:
         case Linear() | FeedForward():
             return range(7)
+        case Index(expr=Reduce("sum", _, body)) if _product(body):
+            return range(len(slots(body)))
         case Attention():
             return range(3)
         case Scores():
@@ -185,3 +189,11 @@ def _in_compute(op: Op) -> range:
         case Repeat(carries=carries):
             return range(carries)
     return range(0)
+
+
+def _product(expr: Expr) -> bool:
+    """Whether an expression multiplies elements of different arrays: summed, a matrix product."""
+    factors = [expr]
+    while any(isinstance(f, Apply) and f.fn == "mul" for f in factors):
+        factors = [g for f in factors for g in (f.args if isinstance(f, Apply) and f.fn == "mul" else (f,))]
+    return all(isinstance(f, Read) for f in factors) and len(slots(expr)) > 1

@@ -7,7 +7,7 @@ from tfc.ir.ops import Constant, Repeat
 from tfc.ir.program import Eqn, Param, Program, Value
 from tfc.ir.types import TensorType
 
-__all__ = ["Rule", "Scope", "drop_unread", "rewrite"]
+__all__ = ["Rule", "Scope", "beside", "drop_unread", "rewrite"]
 
 
 class Scope:
@@ -63,6 +63,12 @@ class Scope:
         at = min((places.index(p) for p in old), default=len(places))
         places[at:at] = [] if new is None else [new]
         self.after = tuple(p for p in places if p not in old)
+
+
+def beside(param: Param, path: str) -> str:
+    """What to call the value of a new parameter at `path`: its path, without what `param`'s name lacks of its own."""
+    dropped = param.path.removesuffix(param.value.name)
+    return path.removeprefix(dropped) if dropped != param.path else path
 
 
 Rule = Callable[[Eqn, Scope], Sequence[Eqn] | None]

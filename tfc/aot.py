@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tfc.diagnostics import Diagnostic, TfcError
-from tfc.targets import Facts, named
+from tfc.targets import Facts, named, of_kind
 
 __all__ = ["Compiled", "KernelUse", "compile_for", "device", "export_for", "missing", "ptxas_folder"]
 
@@ -73,7 +73,7 @@ def missing(name: str) -> tuple[str, ...]:
 
 
 def device(name: str) -> Any:
-    """A JAX device to place shapes on: the compiler's idea of the target, which need not be present.
+    """A JAX device to place shapes on: the one here, or else the compiler's idea of the target.
 
     Raises TfcError: E801 unknown target, E802 its compiler is not installed.
     """
@@ -91,6 +91,10 @@ def device(name: str) -> Any:
                 help=f"pip install 'tfc[{extra}]'",
             )
         )
+    if facts.platform == "gpu":
+        _ptxas_on_path()
+    if here := [d for d in jax.devices() if of_kind(d.platform, d.device_kind) == name]:
+        return here[0]
     from jax.experimental import topologies
 
     if facts.platform == "tpu":
@@ -99,7 +103,6 @@ def device(name: str) -> Any:
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         return topologies.get_topology_desc(platform="tpu", topology_name=facts.topology).devices[0]
-    _ptxas_on_path()
     described = topologies.get_topology_desc(
         platform="cuda", topology_name=name, target_config=target_config(facts), topology="1x1x1"
     )

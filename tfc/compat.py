@@ -29,7 +29,10 @@ def mosaic_races() -> bool:
     """Whether the kernels interpreted since `reset_interpreter` raced (wait for their results first)."""
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call  # no public name in either version
 
-    return bool(interpret_pallas_call.get_races().races_found)
+    try:
+        return bool(interpret_pallas_call.get_races().races_found)
+    except AssertionError:  # none has run since
+        return False
 
 
 def reset_interpreter() -> None:

@@ -78,7 +78,7 @@ def examine() -> Health:
         versions=versions,
         devices=devices,
         targets={name: missing(name) for name in FACTS},
-        ptxas=ptxas_folder(),
+        ptxas=str(Path(ptxas_folder(), "ptxas")) if ptxas_folder() else "",
         caches=_caches(),
         weights=weights_folder(WEIGHTS),
         problems=tuple(problems),

@@ -162,9 +162,9 @@ def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
     steps = lax.fori_loop(0, visits.ranges, over_range, jnp.int32(0))
 
     @pl.loop(0, jnp.minimum(steps, stages))
-    def _drain(slot: Any) -> None:
-        plgpu.barrier_wait(mem.k_free.at[slot])
-        plgpu.barrier_wait(mem.v_free.at[slot])
+    def _drain(left: Any) -> None:
+        plgpu.barrier_wait(mem.k_free.at[left])
+        plgpu.barrier_wait(mem.v_free.at[left])
 
 
 def tokens(ref: Any, batch: Any, first: Any, count: int, layout: Any, kind: Kind) -> Array:

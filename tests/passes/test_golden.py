@@ -1,16 +1,18 @@
-"""Each pass on small programs: before and after as text, with what becomes of the parameters and why it held back."""
+"""Each pass on small programs, and all on the examples: text before and after, the parameters, why a pass held back."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tfc.front import front
 from tfc.ir.text import parse, show
 from tfc.ir.verify import verify
 from tfc.passes.base import Rewritten
 from tfc.passes.pipeline import BY_NAME, DEFAULT
 
-FOLDER = Path(__file__).parents[1] / "golden" / "passes"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "tests" / "golden" / "passes"
 CASES = sorted(f.relative_to(FOLDER).as_posix().removesuffix(".before.txt") for f in FOLDER.glob("*/*.before.txt"))
 
 
@@ -45,6 +47,22 @@ def test_before_is_canonical(case: str):
     text, _ = run(case)
     plain = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
     assert show(parse(text)) == plain
+
+
+EXAMPLES = {
+    "minilm": ("minilm", {}),
+    "minilm-bf16": ("minilm", {"compute": "bf16"}),
+    "gpt2": ("gpt2_block", {}),
+    "llama": ("llama_block", {}),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name: str, golden: Callable[[str, str], None]):
+    """The examples after all passes."""
+    spec, sets = EXAMPLES[name]
+    result = front(ROOT / "examples" / f"{spec}.tfm", sets).result
+    golden(f"passes/{name}.txt", shown(Rewritten(result.program, result.map, result.notes)))
 
 
 @pytest.mark.parametrize("name", [p.name for p in DEFAULT])

@@ -135,8 +135,8 @@ def direction(expr: Expr) -> Direction | None:
         case Read(_, indices, _):
             return 0 if all(direction(i) == 0 for i in indices) else None
         case Apply(fn, args):
-            found = [direction(a) for a in args]
-            moves: list[Direction] = [d for d in found if d is not None]
+            found: list[Direction | None] = [direction(a) for a in args]
+            moves = [d for d in found if d is not None]
             if len(moves) < len(found):
                 return None
             return 0 if not any(moves) else _direction(fn, args, moves)

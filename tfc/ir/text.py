@@ -151,7 +151,12 @@ _Form = tuple[object, object, _Reader, _Writer]
 def _schema(cls: type[Op]) -> Mapping[str, _Form]:
     """Attribute -> its annotation, its default (or what stands for none), how it is read and written. No bodies."""
     hints = get_type_hints(cls)
-    return {f.name: (hints[f.name], f.default, *_FORMS[hints[f.name]]) for f in fields(cls) if f.name != "body"}
+    out: dict[str, _Form] = {}
+    for f in fields(cls):
+        if f.name != "body":
+            read, write = _FORMS[hints[f.name]]
+            out[f.name] = (hints[f.name], f.default, read, write)
+    return out
 
 
 _SCHEMAS: Final[Mapping[type[Op], Mapping[str, _Form]]] = {cls: _schema(cls) for cls in OPS.values()}

@@ -42,6 +42,21 @@ ROUNDOFF: Mapping[Any, float] = {
 }  # fmt: skip
 """Unit roundoff of each floating type: half the distance from 1 to the next larger number."""
 
+UNDERFLOW: Mapping[Any, float] = {
+    DTYPES[DType.BF16]: 2.0**-126,
+    DTYPES[DType.F16]: 2.0**-25,
+    DTYPES[DType.F32]: 2.0**-126,
+    DTYPES[DType.F64]: 2.0**-1022,
+}
+"""What storing a number in each type may lose however small it is: devices flush what lies below the smallest
+normal number to zero, except in float16, where numbers below 6e-5 are spaced by 2^-24."""
+
+S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
+ROUNDOFF: Mapping[Any, float] = {
+    DTYPES[DType.BF16]: 2.0**-8, DTYPES[DType.F16]: 2.0**-11, DTYPES[DType.F32]: 2.0**-24, DTYPES[DType.F64]: 2.0**-53
+}  # fmt: skip
+"""Unit roundoff of each floating type: half the distance from 1 to the next larger number."""
+
 NORMAL: Mapping[Any, float] = {
     DTYPES[DType.BF16]: 2.0**-126,
     DTYPES[DType.F16]: 2.0**-14,
@@ -218,8 +233,8 @@ class Attended:
 
 
 def _stored(x: Array, judged: Precision) -> Array:
-    """The size that the rounding error of each element goes with when it is stored: not below the smallest normal."""
-    return np.where(x == 0, 0.0, np.hypot(x, NORMAL[judged.store]))
+    """The size that the rounding error of each element goes with when it is stored, underflow included."""
+    return np.where(x == 0, 0.0, np.hypot(x, UNDERFLOW[judged.store] / ROUNDOFF[judged.store]))
 
 
 def _heads(x: Array, heads: int, real: Any) -> Array:
@@ -308,7 +323,8 @@ def _attention(
     lse = base + np.log(total)
     p = e / np.where(total == 0, 1, total)[..., None]
     # exp passes absolute errors on as relative ones, and the sum's error is shared by all weights of a row
-    p_error = np.where(p > 0, p * (z_error + np.abs(z - base[..., None]) + 2) + NORMAL[judged.real], 0)
+    least = UNDERFLOW[judged.real] / ROUNDOFF[judged.real]
+    p_error = np.where(p > 0, p * (z_error + np.abs(z - base[..., None]) + 2) + least, 0)
     p_error = p_error + p * p_error.sum(3)[..., None]
     weigh = evaluate(
         op.weigh, {**leaves, S: Dense(z, z_error, {S: (1.0, 0.0)}), P: Dense(p, p_error, {P: (1.0, 0.0)})}, real
@@ -393,7 +409,8 @@ def _gradients(
     dz_error = np.abs(dz) * steps + f.p * (dp_size + (np.where(f.seen, f.p, 0) * dp_size).sum(3)[..., None])
     dz_error = dz_error + dw_size * (np.abs(by_s) + by_s_error)
     p = np.where(f.seen, f.p, 0)
-    dz_error = np.where(p > 0, dz_error + NORMAL[judged.real], 0)
+    least = UNDERFLOW[judged.real] / ROUNDOFF[judged.real]
+    dz_error = np.where(p > 0, dz_error + least * (1 + dp_size + (p * dp_size).sum(3)[..., None]), 0)
 
     # rounded twice: the weights' gradients, as a derivative of their rounding has it, and the scores'
     rounded = np.where(f.seen, np.hypot(_stored(dz, judged), p * dw), 0)

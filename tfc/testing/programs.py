@@ -204,7 +204,11 @@ def _attention(b: _Builder) -> None:
         b.values.append(b.put(Reshape(shape=WIDE), b.put(Attention(scale=0.5, mask=CAUSAL), q, k, v, hint="o")))
         return
     s = b.put(Scores(scale=0.5), q, k, hint="s")
-    steps: list[Op] = [Score(formula=score[0])] * (score[0] != S) + [Masked(formula=mask[0])] * (mask[0] != Const(True))
+    steps: list[Op] = []
+    if score[0] != S:
+        steps.append(Score(formula=score[0]))
+    if mask[0] != Const(True):
+        steps.append(Masked(formula=mask[0]))
     for step in reversed(steps) if b.seldom() else steps:
         s = b.put(step, s, *(score[1] if isinstance(step, Score) else mask[1]), hint="s")
     w = b.put(Weigh(formula=weigh[0]), s, *weigh[1], hint="w")

@@ -43,8 +43,8 @@ class CaseFailed(Exception):
 class Worker:
     """Runs cases one after another.
 
-    environment: variables for the process, over those of this one (PYTHONPATH: before it). setup_limit: seconds for its start.
-    Use it as a context manager, or call `close`.
+    environment: variables for the process, over those of this one; its PYTHONPATH comes before this one's.
+    setup_limit: seconds for the process to start. Use it as a context manager, or call `close`.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)

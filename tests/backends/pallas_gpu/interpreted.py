@@ -298,14 +298,16 @@ def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> 
 
 
 def mutated(edits: Mapping[str, str]) -> Any:
-    """A copy of the kernel's module with lines replaced."""
-    source = inspect.getsource(streaming)
+    """A copy of the kernel's module with lines replaced; indentation stays. Each line must occur once."""
+    lines = inspect.getsource(streaming).splitlines()
     for line, other in edits.items():
-        assert source.count(f"{line}\n") == 1, f"the kernel has {source.count(line)} lines `{line.strip()}`"
-        source = source.replace(f"{line}\n", f"{other}\n")
+        at = [i for i, x in enumerate(lines) if x.strip() == line]
+        if len(at) != 1:
+            raise LookupError(f"the kernel has {len(at)} lines `{line}`")
+        lines[at[0]] = lines[at[0]].replace(line, other)
     module = ModuleType("mutant")
     sys.modules["mutant"] = module  # dataclasses look their module up
-    exec(compile(source, "mutant", "exec"), module.__dict__)
+    exec(compile("\n".join(lines), "mutant", "exec"), module.__dict__)
     return module
 
 

@@ -48,6 +48,7 @@ def test_formulas(worker: Worker, formula: str) -> None:
     found = worker.call("interpreted:judge", dict(formula=formula, b=2, n=100, m=190, seed=3))
     assert not found["wrong"], found
     assert found["tiles"] > 4
+    assert found["blind"] >= (200 if formula == "nothing" else 0)  # a batch row of padding only
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -64,13 +65,6 @@ def test_variants(worker: Worker, change: dict[str, Any]) -> None:
     assert not found["wrong"], found
 
 
-def test_a_batch_row_that_sees_nothing(worker: Worker) -> None:
-    """Padding that leaves one row of the batch no key at all: zeros and -inf, and the other row is right."""
-    blind = [worker.call("interpreted:judge", dict(formula="nothing", b=2, n=70, m=100, seed=s)) for s in (0, 1)]
-    assert not any(f["wrong"] for f in blind), blind
-    assert [f["blind"] for f in blind] == [140, 140]
-
-
 @given(
     formula=st.sampled_from(FORMULAS),
     n=st.integers(1, 200),
@@ -80,7 +74,7 @@ def test_a_batch_row_that_sees_nothing(worker: Worker) -> None:
     dtype=st.sampled_from(["bfloat16", "float16"]),
     seed=st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_drawn_cases(
     worker: Worker, formula: str, n: int, m: int, heads: tuple[int, int], d: int, dtype: str, seed: int
 ) -> None:

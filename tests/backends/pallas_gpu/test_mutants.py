@@ -1,0 +1,107 @@
+"""Faults planted in the Hopper kernel, one line each: every one is noticed, by numbers, by a race, or by a hang ended."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tfc.testing.worker import CaseFailed, CaseHangs, Worker
+
+CAUSAL = dict(formula="causal", h=4, g=2, n=150, m=330)
+WIDE = dict(formula="causal", h=1, n=60, m=330)  # one query tile, more key tiles than a ring holds
+
+LIMIT = 20.0
+"""Seconds for a case that takes one or two, and not for ever."""
+
+# fault: (line of the kernel, what stands there instead, a case that tells the two apart)
+FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "causal aligned at the start": ("offset = plan.m - plan.n", "offset = 0", CAUSAL),
+    "output not shrunk as the maximum rises": (
+        "out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))",
+        "out = out * 1.0",
+        CAUSAL,
+    ),
+    "sum not shrunk as the maximum rises": (
+        "total = total * shrink + p.sum(axis=1)",
+        "total = total + p.sum(axis=1)",
+        CAUSAL,
+    ),
+    "the maximum of the last tile only": (
+        "raised = jnp.maximum(top, score.max(axis=1) * factor)",
+        "raised = score.max(axis=1) * factor",
+        dict(formula="dilated", n=100, m=200),
+    ),
+    "query heads dealt round the kv heads": (
+        "kv_head = lax.div(visits.head, plan.heads // plan.kv_heads)",
+        "kv_head = lax.rem(visits.head, plan.kv_heads)",
+        CAUSAL,
+    ),
+    "a partial tile taken for full": ("full = jnp.logical_and(self.some, full > 0)", "full = self.some", CAUSAL),
+    "keys beyond the last one": (
+        "exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys",
+        "exists = tile.spread(self.key_positions(key_tile)) <= self.visits.keys",
+        dict(formula="full", n=60, m=70),
+    ),
+    "infinity less infinity": (
+        "base = jnp.where(raised == -jnp.inf, 0.0, raised)",
+        "base = raised",
+        dict(formula="causal", n=100, m=60),
+    ),
+    "natural for binary logarithms": ("return raw, plan.scale * LOG2E", "return raw, plan.scale", CAUSAL),
+    "the scale dropped": ("return raw, plan.scale * LOG2E", "return raw, LOG2E", CAUSAL),
+    "a range's last tile twice": (
+        "last = jnp.where(turn == 0, end - 2, end - 1)  # the very last tile is visited before this loop",
+        "last = end - 1",
+        CAUSAL,
+    ),
+    "rows of the first consumer for all": (
+        "first = visits.tile * config.block_q + wg * ROWS",
+        "first = visits.tile * config.block_q",
+        CAUSAL,
+    ),
+    "values of the tile after": (
+        "slot, before = lax.rem(step, config.stages), lax.rem(step - 1, config.stages)",
+        "slot, before = lax.rem(step, config.stages), lax.rem(step, config.stages)",
+        CAUSAL,
+    ),
+    "no wait for Q": ("plgpu.barrier_wait(mem.q_ready.at[wg])", "pass", CAUSAL),
+    "no wait for the first K": ("plgpu.barrier_wait(mem.k_ready.at[0])", "pass", CAUSAL),
+    "no wait for V": ("plgpu.barrier_wait(mem.v_ready.at[before])", "pass", CAUSAL),
+    "no wait for the next K": ("plgpu.barrier_wait(mem.k_ready.at[slot])", "pass", WIDE),
+    "no wait for the last V": ("plgpu.barrier_wait(mem.v_ready.at[slot])", "pass", WIDE),
+    "K overwritten while it is read": ("plgpu.barrier_wait(mem.k_free.at[slot])", "pass", WIDE),
+    "V overwritten while it is read": ("plgpu.barrier_wait(mem.v_free.at[slot])", "pass", WIDE),
+    "K never released": ("plgpu.barrier_arrive(mem.k_free.at[slot])", "pass", WIDE),
+    "V never released": ("plgpu.barrier_arrive(mem.v_free.at[before])", "pass", WIDE),
+}
+
+
+def verdict(worker: Worker, case: dict[str, Any], edits: Mapping[str, str] | None) -> str:
+    """What is wrong with the kernel, in words; empty where nothing is."""
+    try:
+        return str(worker.call("interpreted:judge", case, edits, limit=LIMIT)["wrong"])
+    except CaseHangs as hang:
+        return str(hang)
+    except CaseFailed as failed:
+        assert failed.kind != "LookupError", failed
+        return str(failed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_noticed(worker: Worker, fault: str) -> None:
+    line, instead, case = FAULTS[fault]
+    assert verdict(worker, case, {line: instead})
+
+
+@pytest.mark.parametrize("case", [CAUSAL, WIDE, *(c for _, _, c in FAULTS.values() if c not in (CAUSAL, WIDE))])
+def test_the_kernel_itself_passes(worker: Worker, case: dict[str, Any]) -> None:
+    """What tells the faults apart is the fault, not the case."""
+    assert not verdict(worker, case, None)
+
+
+def test_a_hang_is_ended_in_words(worker: Worker) -> None:
+    """A barrier nobody arrives at: the case is ended within its limit, and the next one runs."""
+    line = "plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, config.consumers)])"
+    with pytest.raises(CaseHangs, match="hangs: no result after"):
+        worker.call("interpreted:judge", CAUSAL, {line: "pass"}, limit=8.0)
+    assert not verdict(worker, WIDE, None)
