@@ -108,6 +108,8 @@ def _rolled(
     run(item.body, inner)
     ends = [_end(name, start, scope, item, frame) for name, start in zip(carried, outer, strict=True)]
     body = builder.finish(item.name, tuple(ends), Precision())
+    if not carried:
+        return  # nothing of what the turns make is read
     operands = (*outer, *builder.invariants())
     op = Repeat(count=count, label=item.name, carries=len(carried), body=body)
     outs = frame.emit(op, operands, item.span, item.name)

@@ -17,8 +17,8 @@ from tfc.grammar.library import Library, core_scope, imported
 from tfc.grammar.names import names_map
 from tfc.grammar.params import make_param
 from tfc.grammar.parser import parse
-from tfc.grammar.scope import FileScope, Scope
-from tfc.grammar.session import Frame, Session, fail, refuse
+from tfc.grammar.scope import FileScope, Scope, name_span
+from tfc.grammar.session import Frame, Session, fail, is_library, refuse
 from tfc.grammar.statements import run_body
 from tfc.grammar.values import (
     POISON,
@@ -161,11 +161,11 @@ class _Lowering:
             self._touch(item)
         entered, component = self._model(name)
         block = component.block
-        frame = self._enter(component)
+        frame = self._enter(component, entered)
         result = run_body(block.body, frame, block)
         calls.check_reached(frame, component)
         if not isinstance(result, Tensor):
-            fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", entered.span)
+            fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", name_span(entered))
         program = self.builder.finish(component.name, (result,), self.session.precision, _doc(entered, block))
         self._warn()
         maps = {
@@ -269,7 +269,7 @@ class _Lowering:
             raise Poisoned  # declared twice, which has been said
         return found[-1], value
 
-    def _enter(self, component: Component) -> Frame:
+    def _enter(self, component: Component, entered: ast.Block | ast.Declaration) -> Frame:
         """The frame of the model's body, its typed inputs declared and the others bound."""
         block = component.block
         changes = {c.path: c for c in component.changes}
@@ -280,9 +280,10 @@ class _Lowering:
                 if wanted.type is not None:
                     scope.bind(wanted.name, self._input(wanted, frame), wanted.span)
                 elif (wanted.name,) in changes or wanted.default is not None:
-                    calls.bind_input(wanted, {}, ({}, changes), component, frame, block.span)
+                    calls.bind_input(wanted, {}, ({}, changes), component, frame, entered.span)
                 else:
-                    fail("E206", f"the input `{wanted.name}` of a model needs a type, or a default", wanted.span,
+                    at = name_span(entered) if is_library(wanted.span.source) else wanted.span
+                    fail("E206", f"the input `{wanted.name}` of a model needs a type, or a default", at,
                          help=f"`{wanted.name}: int[B, T]`, `{wanted.name}: real[B, T, 64]`")  # fmt: skip
             except Failed as failed:
                 self.session.report(failed.diagnostic)

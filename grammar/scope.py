@@ -9,7 +9,18 @@ from tfc.grammar.session import Session, fail
 from tfc.grammar.values import POISON, Failed, Meaning, Poisoned
 from tfc.source import Span
 
-__all__ = ["IMPLICIT", "RESERVED", "ROLES", "Define", "FileScope", "Scope", "check_inputs", "reserved", "unknown"]
+__all__ = [
+    "IMPLICIT",
+    "RESERVED",
+    "ROLES",
+    "Define",
+    "FileScope",
+    "Scope",
+    "check_inputs",
+    "name_span",
+    "reserved",
+    "unknown",
+]
 
 IMPLICIT: dict[str, frozenset[str]] = {
     "mask": frozenset(["q", "k", "h"]),

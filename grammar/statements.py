@@ -59,6 +59,9 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
 
 def _with_settings(found: Diagnostic, item: ast.Item, frame: Frame) -> Diagnostic:
     """A complaint about a statement of the library, with the numbers that the user gave and it reads as notes."""
+    if found.span is not None and is_library(found.span.source) and frame.site is not None:
+        note = Note("this is the library's text", found.span)
+        found = replace(found, span=frame.site, notes=(note, *found.notes), edits=())
     if found.span != frame.site:
         return found  # it has a place of its own in the user's text
     seen = {n.span for n in found.notes}

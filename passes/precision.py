@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfc.formula.expr import Apply, Expr, Read, Reduce, slots
+from tfc.formula.expr import Apply, Const, Expr, Read, Reduce, slots
 from tfc.ir.ops import (
     Attention,
     Cast,
@@ -192,8 +192,8 @@ def _in_compute(op: Op) -> range:
 
 
 def _product(expr: Expr) -> bool:
-    """Whether an expression multiplies elements of different arrays: summed, a matrix product."""
+    """Whether an expression multiplies elements of different arrays, and numbers: summed, a matrix product."""
     factors = [expr]
     while any(isinstance(f, Apply) and f.fn == "mul" for f in factors):
         factors = [g for f in factors for g in (f.args if isinstance(f, Apply) and f.fn == "mul" else (f,))]
-    return all(isinstance(f, Read) for f in factors) and len(slots(expr)) > 1
+    return all(isinstance(f, Read | Const) for f in factors) and len(slots(expr)) > 1

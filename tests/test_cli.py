@@ -54,9 +54,9 @@ def fresh(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_teaches(capsys):
     assert tfc("--help") == 0
     said = capsys.readouterr().out
-    commands = ["check", "fmt", "show", "explain", "compile", "run", "import", "doctor"]
+    commands = ["check", "fmt", "show", "explain", "compile", "run", "bench", "import", "doctor"]
     assert [line.split()[0] for line in said.split("Commands:")[1].strip().splitlines()] == commands
-    for name in [*commands[:6], "doctor"]:
+    for name in (c for c in commands if c != "import"):
         assert tfc(name, "--help") == 0
         said = capsys.readouterr().out
         assert "Example" in said and f"tfc {name}" in said.split("Example")[1], name
@@ -78,6 +78,7 @@ def test_names_kept_for_later_say_so(capsys, name):
         (["compile", "x.tfm"], "--target"),
         (["explain", "x.tfm", "--html", "x.html"], "does not write HTML yet"),
         (["run", "x.tfm"], "give --text or --input"),
+        (["bench"], "name a suite"),
         (["run", "x.tfm", "a sentence"], "sentences come after --text"),
         (["import", "torch", "x"], "there is no command `torch`"),
     ],
@@ -322,6 +323,15 @@ def test_import_hf(capsys, minilm_weights, tmp_path):
         assert any(name.startswith("layer.") for name in file.keys())  # it is no dictionary
     assert tfc("import", "hf", str(tmp_path / "absent"), "-o", str(out), "--spec", MINILM) == 1
     assert "error[E6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["decode"], "there is no suite `decode`"), (["attention", "--against", "fa9"], "there is no peer `fa9`")],
+)
+def test_bench_refuses_in_words(capsys, words, said):
+    assert tfc("bench", *words) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_doctor(capsys):

@@ -303,6 +303,11 @@ def test_a_target_that_is_elsewhere_is_not_called(params: dict[str, Any]):
         assert "compiled for h200" in complaints("E815", away, params, TOKENS)
 
 
+def test_interpretation_is_refused_where_it_would_hang(params: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NPROC", "2")
+    assert "NPROC=16" in complaints("E817", built(target=resolve("h200", interpret=True)), params, TOKENS)
+
+
 def test_what_is_not_built_yet_says_so(model: Model, params: dict[str, Any]):
     for call in (model.init_cache, model.decode, model.generate):
         assert "not built yet" in complaints("E816", call, params)

@@ -14,15 +14,14 @@ import pytest
 
 import tfc
 
+pytestmark = pytest.mark.peers
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def reference(name: str) -> Mapping[str, Any]:
     """The arrays of one reference, or the test is skipped in words."""
-    folder = os.environ.get("TFC_PEERS")
-    if not folder:
-        pytest.skip("TFC_PEERS is not set: tests/peers/write_references.py writes the folder that it should name")
-    file = Path(folder) / name
+    file = Path(os.environ["TFC_PEERS"]) / name
     if not file.is_file():
         pytest.skip(f"{file} is missing: tests/peers/write_references.py writes it")
     with np.load(file, allow_pickle=False) as arrays:

@@ -18,7 +18,6 @@ __all__ = ["main"]
 
 LATER = {
     "verify": "the oracle on specs",
-    "bench": "ratios to peers",
     "tune": "measured block sizes",
     "lsp": "the language server",
     "convert": "trained models through approximate passes",
@@ -244,6 +243,32 @@ def run(
     from tfc.commands.run import run
 
     return run(file, sets, weights, (*text, *more), array, save, target, implementation, as_json)
+
+
+@cli.command(short_help="Measure a suite beside its peers.")
+@click.argument("suite", required=False, metavar="[SUITE]")
+@click.option("--against", default="cudnn,tokamax,flex", metavar="NAME,NAME", help="Peers to measure in the same run.")
+@click.option("--only", default="", metavar="TEXT", help="Only cases whose name has this text.")
+@click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
+@click.option("--folder", default="benchmarks", metavar="DIR", help="Where results are kept.")
+@click.option("--no-save", is_flag=True, help="Print only.")
+@click.option("--render", is_flag=True, help="Measure nothing; rewrite the tables of the READMEs from the results.")
+def bench(suite: str | None, against: str, only: str, samples: int, folder: str, no_save: bool, render: bool) -> int:
+    """Check and time a suite on the device here, its peers in the same run, and keep every sample.
+
+    \b
+    Example:
+      tfc bench attention --against cudnn,tokamax,flex
+    """
+    if not render and suite is None:
+        raise click.UsageError("name a suite: attention")
+    from pathlib import Path
+
+    from tfc.commands import bench as command
+
+    if render:
+        return command.render(Path(folder))
+    return command.bench(suite or "", [p for p in against.split(",") if p], only, samples, Path(folder), not no_save)
 
 
 @cli.group("import", cls=Commands, short_help="Bring weights under a spec's names.")

@@ -115,6 +115,7 @@ CODES: dict[str, str] = {
     "E814": "float64 that JAX was not told to enable",
     "E815": "a target that is not this machine",
     "E816": "not built yet",
+    "E817": "too few threads to interpret kernels",
     "W901": "a use without a label",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""

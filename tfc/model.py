@@ -25,6 +25,9 @@ from tfc.params.initial import initial
 
 __all__ = ["Model", "Optimized", "Packed"]
 
+THREADS = 4
+"""A block's warpgroups, of which an interpreted kernel has three, and one thread for everything else."""
+
 Array = jax.Array
 Params = Mapping[str, Any]
 
@@ -170,7 +173,7 @@ class Model:
 
         params: a nested dict (packed inside the jit) or what `pack` gave. inputs: in the order declared, or by name.
         Values are looked at where they are known, outside of traces: row numbers of tables, and lengths. Raises
-        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 where the target is not this machine.
+        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run here.
         """
         given = self._given(inputs, named)
         self._present()
@@ -210,13 +213,23 @@ class Model:
         return {name: _array(name, x) for name, x in (given | dict(named)).items()}
 
     def _present(self) -> None:
-        """Raises TfcError (E815) where the target's kernels cannot run here."""
+        """Raises TfcError where the target's kernels cannot run here: E815, or E817 where they would never end."""
         here = jax.default_backend()
+        if self.target.interpret:
+            self._threads()
         if self.target.interpret or self.target.platform in ("cpu", here):
             return
         fact = f"the model is compiled for {self.target.name}, and JAX runs on {here} here"
         hint = "target='auto' takes what is here; `tfc compile` compiles for devices that are elsewhere"
         raise TfcError(Diagnostic("E815", fact, help=hint))
+
+    @staticmethod
+    def _threads() -> None:
+        """Interpreted warpgroups are threads that wait for one another: with too few, the first kernel would hang."""
+        have = int(os.environ.get("NPROC") or os.cpu_count() or 1)  # as XLA counts
+        if have < THREADS:
+            fact = f"interpreting kernels takes {THREADS} threads of XLA, and it has {have} here"
+            raise TfcError(Diagnostic("E817", fact, help="set NPROC=16 in the environment before Python starts"))
 
     def _look(self, given: Mapping[str, Any]) -> None:
         """Values that are known now, against the tables they index and the lengths they cut.

@@ -23,8 +23,15 @@ def nothing() -> None:
     """No work."""
 
 
-def product(a: Any, b: Any, issued: Callable[[], None] = nothing) -> Array:
-    """a b in float32, both operands in shared memory. `issued` runs once the product is under way."""
+def product(a: Any, b: Any, issued: Callable[[], None] = nothing, watched: bool = False) -> Array:
+    """a b in float32, both operands in shared memory. `issued` runs once the product is under way.
+
+    watched: where kernels are interpreted, the operands are also read by plain loads, the only reads among which
+    the interpreter looks for races; `commit_smem` orders such loads before the copies that overwrite the operands.
+    """
+    if watched:
+        a[...], b[...]
+        plgpu.commit_smem()
 
     def issue(ref: Any) -> Any:
         plgpu.wgmma(ref, a, b)
@@ -43,7 +50,7 @@ def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
     """
     if staging is not None:
         staging[...] = a
-        return acc + product(staging, b)
+        return acc + product(staging, b, watched=True)
     out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.WGMMAAccumulatorRef.init(acc))
     return out
 
@@ -68,7 +75,7 @@ def paired[State](
     layouts. What it gives may be rounded or combined with the sum only after this returns.
     """
     if staging is not None:
-        early = product(x, y)
+        early = product(x, y, watched=True)
         between()
         total = mma(acc, a, b, staging)
         issued()

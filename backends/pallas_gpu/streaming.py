@@ -303,7 +303,7 @@ def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
     plgpu.barrier_wait(mem.q_ready.at[wg])
     plgpu.barrier_wait(mem.k_ready.at[0])
     take_turn()
-    raw = product(q_tile, mem.k_ring.at[0].T, issued=pass_turn)
+    raw = product(q_tile, mem.k_ring.at[0].T, issued=pass_turn, watched=plan.interpret)
     plgpu.barrier_arrive(mem.k_free.at[0])
     top = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf, jnp.float32), ROW)
     _, top, total, p = rows.softmax(raw, visits.range(0)[1] - 1, True, top, jnp.zeros_like(top))

@@ -17,6 +17,7 @@ from tfc.ir import ops
 from tfc.ir.ops import Attention, Elementwise, FeedForward, Index, Linear, Op, P, Reduction, Rotate, S, Take
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
+from tfc.targets import resolve
 
 CPU = Target(name="cpu", platform="cpu")
 Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
@@ -405,3 +406,22 @@ def test_what_cudnn_is_asked_for_is_what_the_formula_says(op: Attention, monkeyp
 
 def test_every_operation_has_an_xla_form():
     assert all(any(k.name == "xla" for k in row) for row in KERNELS.values())
+
+
+@pytest.mark.device
+@pytest.mark.parametrize(
+    "op", [Attention(scale=0.1), Attention(scale=0.1, mask=CAUSAL), Attention(scale=0.1, mask=WINDOW)]
+)
+def test_cudnn_on_the_device(op: Attention):
+    """Values and gradients in bf16, grouped heads, against the definition."""
+    target = resolve("auto")
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv(2, 130, 130, 4, 2, 64, 64))
+    eqn = equation(op, *map(typed, (q, k, v)))
+    assert cudnn.KERNEL.refuse(eqn, target) is None
+    form = cudnn.KERNEL.build(eqn, target)
+    got, pull = jax.vjp(lambda *x: form(*x)[0], q, k, v)
+    want, true = jax.vjp(lambda *x: define(op, jnp.float32, *x)[0], q, k, v)
+    np.testing.assert_allclose(np.float32(got), want, rtol=2**-6, atol=2**-6)
+    np.testing.assert_allclose(form(q, k, v)[1], define(op, jnp.float32, q, k, v)[1], rtol=1e-4, atol=1e-4)
+    for x, y in zip(pull(jnp.ones_like(got)), true(jnp.ones_like(want)), strict=True):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2**-4, atol=2**-4 * float(jnp.abs(y).max()))

@@ -1,5 +1,6 @@
 """What a faulty meaning is answered with: golden drawings, edits that mend, several faults a run, hostile inputs."""
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 from tfc.diagnostics import CODES, Diagnostic, Edit, TfcError
 from tfc.grammar.lower import lower
 from tfc.grammar.parser import parse
+from tfc.grammar.scan import scan
+from tfc.ir.verify import verify
 from tfc.source import Source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+SPECS = sorted((GOLDEN / "lower").glob("*.tfm"))
 ERRORS = sorted((GOLDEN / "errors" / "lower").glob("*.tfm"))
 HEAD = "tfm 1\nmodel m(tokens: int[B, T]) {\n  embed word = embed { vocab = 16   width = 8 }\n  x = word(tokens)\n"
 
@@ -150,6 +154,31 @@ def test_what_is_defined_by_itself(item: str) -> None:
     use = uses.get(item.split()[0], "  return a(x)")
     codes = {d.code for d in diagnose("t", f"tfm 1\n{item}\n{HEAD[6:]}{use}\n}}\n")}
     assert codes and codes <= {"E209", "E504"}
+
+
+WORDS = ("0", "-1", "2.5", "1e300", "yes", "none", "x", "s", "q", "T", "[1]", "f32", "causal", "rms", "linear", "")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_changed_text_lowers_or_is_answered(seed: int) -> None:
+    """Tokens replaced at random: no traceback, no program that breaks an invariant, no place in the library."""
+    draw = random.Random(seed)
+    texts = [p.read_text(encoding="utf-8") for p in (*SPECS, *ERRORS)]
+    lowered = 0
+    while lowered < 25:
+        text = draw.choice(texts)
+        for _ in range(draw.randint(1, 3)):
+            tokens = scan(Source("t", text)).tokens
+            token = draw.choice(tokens)
+            text = text[: token.start] + draw.choice([*WORDS, *(t.text for t in tokens)]) + text[token.end :]
+        module, _ = parse(Source("t", text))
+        if module is None:
+            continue
+        lowered += 1
+        try:
+            verify(lower(module).program)
+        except TfcError as error:
+            assert not any(d.span and d.span.source.name.startswith("tfc:") for d in error.diagnostics), text
 
 
 # ---- values from outside

@@ -7,7 +7,6 @@ those of the remainders that occur in the tiles, not those of all remainders.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Read, Side, Token, Var, kind_of, rewrite, sides, walk
 
@@ -119,10 +118,7 @@ def _sum(terms: list[tuple[Expr, bool]]) -> Expr:
     return Const(0) if total is None else total
 
 
-Direction = Literal[-1, 0, 1]
-
-
-def direction(expr: Expr) -> Direction | None:
+def direction(expr: Expr) -> int | None:
     """How a formula of one token moves with its position: 1 never falls, -1 never rises, 0 constant, None neither.
 
     Where it has a direction, its values at the two ends of a tile bound it, exactly. Tokens' data have none.
@@ -135,7 +131,7 @@ def direction(expr: Expr) -> Direction | None:
         case Read(_, indices, _):
             return 0 if all(direction(i) == 0 for i in indices) else None
         case Apply(fn, args):
-            found: list[Direction | None] = [direction(a) for a in args]
+            found = [direction(a) for a in args]
             moves = [d for d in found if d is not None]
             if len(moves) < len(found):
                 return None
@@ -143,20 +139,17 @@ def direction(expr: Expr) -> Direction | None:
     return None
 
 
-OPPOSITE: Mapping[Direction, Direction] = {1: -1, 0: 0, -1: 1}
-
-
-def _direction(fn: str, args: tuple[Expr, ...], moves: list[Direction]) -> Direction | None:
+def _direction(fn: str, args: tuple[Expr, ...], moves: list[int]) -> int | None:
     """Of a primitive whose arguments have directions, at least one of them not 0. Integers only: reals round."""
     if any(kind_of(a) is Kind.REAL for a in args):
         return None
     match fn, args, moves:
         case (("neg" | "not"), _, [d]):
-            return OPPOSITE[d]
+            return -d
         case (("add" | "min" | "max" | "and" | "or" | "ge" | "gt"), _, [d, e]):
-            return _both(d, OPPOSITE[e] if fn in ("ge", "gt") else e)
+            return _both(d, -e if fn in ("ge", "gt") else e)
         case (("sub" | "le" | "lt"), _, [d, e]):
-            return _both(d, OPPOSITE[e]) if fn == "sub" else _both(OPPOSITE[d], e)
+            return _both(d, -e) if fn == "sub" else _both(-d, e)
         case "mul", (Const(c), _), [_, d]:
             return _times(d, c)
         case (("mul" | "floordiv"), (_, Const(c)), [d, _]):
@@ -164,9 +157,9 @@ def _direction(fn: str, args: tuple[Expr, ...], moves: list[Direction]) -> Direc
     return None
 
 
-def _both(d: Direction, e: Direction) -> Direction | None:
+def _both(d: int, e: int) -> int | None:
     return d if e in (0, d) else e if d == 0 else None
 
 
-def _times(d: Direction, factor: float) -> Direction:
-    return d if factor > 0 else OPPOSITE[d] if factor < 0 else 0
+def _times(d: int, factor: float) -> int:
+    return d if factor > 0 else -d if factor < 0 else 0

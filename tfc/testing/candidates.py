@@ -139,6 +139,7 @@ class Isolated:
         return self.inner.any_op
 
     def _ask(self, method: str, *args: Any) -> Any:
+        self.worker.call(READY, limit=self.worker.setup_limit)  # a fresh process imports JAX: not the case's time
         try:
             return self.worker.call("tfc.testing.candidates:answer", self.inner, method, *args, limit=self.limit)
         except CaseFailed as failed:
@@ -153,6 +154,14 @@ class Isolated:
     def gradient(self, eqn: Eqn, operands: Sequence[Array], dout: Array) -> dict[int, Array] | None:
         found: dict[int, Array] | None = self._ask("gradient", eqn, tuple(operands), dout)
         return found
+
+
+READY = "tfc.testing.candidates:ready"
+
+
+def ready() -> None:
+    """Nothing, once this module is imported and JAX has found its devices."""
+    jax.devices()
 
 
 def answer(candidate: Candidate, method: str, *args: Any) -> Any:

@@ -51,21 +51,6 @@ UNDERFLOW: Mapping[Any, float] = {
 """What storing a number in each type may lose however small it is: devices flush what lies below the smallest
 normal number to zero, except in float16, where numbers below 6e-5 are spaced by 2^-24."""
 
-S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
-ROUNDOFF: Mapping[Any, float] = {
-    DTYPES[DType.BF16]: 2.0**-8, DTYPES[DType.F16]: 2.0**-11, DTYPES[DType.F32]: 2.0**-24, DTYPES[DType.F64]: 2.0**-53
-}  # fmt: skip
-"""Unit roundoff of each floating type: half the distance from 1 to the next larger number."""
-
-NORMAL: Mapping[Any, float] = {
-    DTYPES[DType.BF16]: 2.0**-126,
-    DTYPES[DType.F16]: 2.0**-14,
-    DTYPES[DType.F32]: 2.0**-126,
-    DTYPES[DType.F64]: 2.0**-1022,
-}
-"""The smallest number of each type that keeps its relative accuracy; smaller ones are off by roundoff times it, or
-flushed to zero."""
-
 
 @dataclass(frozen=True, slots=True)
 class Precision:

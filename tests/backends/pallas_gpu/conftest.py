@@ -11,5 +11,6 @@ from tfc.testing.worker import Worker
 @pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
     """Cases are named `interpreted:...`, after the module beside this file."""
-    with Worker({"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}) as process:
+    place = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
+    with Worker(place, preload=("interpreted",)) as process:
         yield process
