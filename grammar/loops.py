@@ -108,6 +108,9 @@ def _rolled(
     run(item.body, inner)
     ends = [_end(name, start, scope, item, frame) for name, start in zip(carried, outer, strict=True)]
     body = builder.finish(item.name, tuple(ends), Precision())
+    for name in targets(item.body):
+        if name not in carried and frame.scope.find(name) is None:
+            frame.scope.lost[name] = item
     if not carried:
         return  # nothing of what the turns make is read
     operands = (*outer, *builder.invariants())
@@ -116,9 +119,6 @@ def _rolled(
     for name, out, start in zip(carried, outs, outer, strict=True):
         frame.builder.hints[out.value.name] = name
         frame.scope.bind(name, replace(out, fields=start.fields), item.span)
-    for name in targets(item.body):
-        if name not in carried and frame.scope.find(name) is None:
-            frame.scope.lost[name] = item
 
 
 def _carried(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...]) -> list[str]:
@@ -174,5 +174,9 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
         inner = replace(frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set())
         run(item.body, inner)
         for name in targets(item.body):
-            if name in scope.names and frame.scope.find(name) is not None:
+            if name not in scope.names:
+                continue
+            if frame.scope.find(name) is None:
+                frame.scope.lost[name] = item
+            else:
                 frame.scope.bind(name, scope.names[name], scope.origins[name])

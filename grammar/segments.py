@@ -103,11 +103,10 @@ def check_path(base: Component, setting: ast.Setting) -> None:
 
 
 def head(block: ast.Block) -> Span:
-    """The first line of a block, for notes; not its documentation."""
-    source, start = block.span.source, block.span.start
-    start = max(start, source.text.find(f"{block.kind} {block.name}", start))
-    end = source.text.find("\n", start)
-    return Span(source, start, min(block.span.end, end if end > 0 else block.span.end))
+    """Where a block says its kind and name, for notes."""
+    source, opening = block.span.source, f"{block.kind} {block.name}"
+    at = source.text.find(opening, block.span.start, block.span.end)
+    return Span(source, at, at + len(opening)) if at >= 0 else block.span
 
 
 def _file_lets(scope: Scope | None) -> list[str]:

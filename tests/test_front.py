@@ -62,7 +62,7 @@ def test_every_complaint_comes_at_once() -> None:
 
 def test_minilm() -> None:
     built = front(EXAMPLES / "minilm.tfm", {"compute": "bf16"})
-    assert str(built.program.results[0].type) == "f32[B, 384]" or str(built.program.results[0].type) == "bf16[B, 384]"
+    assert str(built.program.results[0].type) == "f32[B, 384]"  # of a reduction, which runs in f32
     (body,) = [b for _, b in built.program.bodies()]
     assert names(body).count("attention") == 1 and names(body).count("ffn") == 1
     assert len(built.names["hf"].rows(built.lowered.program.stored())) == 5 + 6 * 16 + 3

@@ -1,5 +1,6 @@
 """A model's parameters, files, calls and complaints, on small programs and the real passes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tfc.backends import table
 from tfc.backends.emit import emit
 from tfc.backends.kernel import Target
+from tfc.backends.table import KERNELS
 from tfc.diagnostics import TfcError
+from tfc.ir.ops import Attention
 from tfc.ir.param_map import Concat, NonZero, ParamMap, Part, Source
 from tfc.ir.program import Program
 from tfc.ir.text import parse
@@ -306,6 +310,19 @@ def test_a_target_that_is_elsewhere_is_not_called(params: dict[str, Any]):
 def test_interpretation_is_refused_where_it_would_hang(params: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NPROC", "2")
     assert "NPROC=16" in complaints("E817", built(target=resolve("h200", interpret=True)), params, TOKENS)
+
+
+def test_forward_mode_through_such_kernels_is_refused_in_words(
+    model: Model, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    tangents = jax.tree.map(jnp.ones_like, params)
+    _, moved = jax.jvp(lambda p: model(p, TOKENS), (params,), (tangents,))
+    assert np.any(moved)
+    (form,) = (k for k in KERNELS[Attention] if k.name == "xla")
+    row = (replace(form, differentiable=False), form)
+    monkeypatch.setattr(table, "KERNELS", {**KERNELS, Attention: row})
+    text = complaints("E818", jax.jvp, lambda p: built()(p, TOKENS), (params,), (tangents,))
+    assert "tiny runs kernels on cpu" in text and "implementation='xla'" in text
 
 
 def test_what_is_not_built_yet_says_so(model: Model, params: dict[str, Any]):

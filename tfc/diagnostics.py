@@ -116,6 +116,7 @@ CODES: dict[str, str] = {
     "E815": "a target that is not this machine",
     "E816": "not built yet",
     "E817": "too few threads to interpret kernels",
+    "E818": "a forward-mode derivative of a kernel that has none",
     "W901": "a use without a label",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""

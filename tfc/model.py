@@ -173,12 +173,21 @@ class Model:
 
         params: a nested dict (packed inside the jit) or what `pack` gave. inputs: in the order declared, or by name.
         Values are looked at where they are known, outside of traces: row numbers of tables, and lengths. Raises
-        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run here.
+        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run
+        here, E818 for a forward-mode derivative of kernels that have none.
         """
         given = self._given(inputs, named)
         self._present()
         self._look(given)
-        results = self._jitted(params, given)
+        try:
+            results = self._jitted(params, given)
+        except TypeError as e:
+            # JAX's own words for this name neither the model nor a way out
+            if "forward-mode" not in str(e) or "custom_vjp" not in str(e):
+                raise
+            fact = f"{self.lowered.name} runs kernels on {self.target.name} that have no forward-mode derivative"
+            hint = "jax.grad and jax.vjp work; jvp, jacfwd and hessian do with implementation='xla'"
+            raise TfcError(Diagnostic("E818", fact, help=hint)) from e
         return results[0] if len(results) == 1 else results
 
     @cached_property

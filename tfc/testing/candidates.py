@@ -27,16 +27,15 @@ class RaceFound(Exception):
 
 @lru_cache(maxsize=64)
 def _built(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[jax.Array, ...]]:
-    function = kernel.build(eqn, target)
-    return function if target.interpret else jax.jit(function)
+    return jax.jit(kernel.build(eqn, target))
 
 
 @lru_cache(maxsize=64)
 def _pulled(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., Any]:
-    return _gradient_of(kernel.build(eqn, target), jit=not target.interpret)
+    return jax.jit(_gradient_of(kernel.build(eqn, target)))
 
 
-def _gradient_of(function: Callable[..., Any], jit: bool) -> Callable[..., dict[int, jax.Array]]:
+def _gradient_of(function: Callable[..., Any]) -> Callable[..., dict[int, jax.Array]]:
     """(operands, dout) -> the gradient of sum(out * dout) by the number of each operand of floating type."""
 
     def gradient(operands: Sequence[jax.Array], dout: jax.Array) -> dict[int, jax.Array]:
@@ -53,7 +52,7 @@ def _gradient_of(function: Callable[..., Any], jit: bool) -> Callable[..., dict[
         value, pull = jax.vjp(out, *(operands[i] for i in floating))
         return dict(zip(floating, pull(dout.astype(value.dtype)), strict=True))
 
-    return jax.jit(gradient) if jit else gradient
+    return gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class OfCallable:
     def gradient(self, eqn: Eqn, operands: Sequence[Array], dout: Array) -> dict[int, Array] | None:
         if not self.differentiable:
             return None
-        found = _gradient_of(self._call(eqn), jit=False)(list(map(jnp.asarray, operands)), jnp.asarray(dout))
+        found = _gradient_of(self._call(eqn))(list(map(jnp.asarray, operands)), jnp.asarray(dout))
         return {i: np.asarray(x) for i, x in found.items()}
 
 

@@ -191,7 +191,8 @@ def _attention(b: _Builder) -> None:
     score: tuple[Expr, list[Value]] = (S, [])
     if b.often():
         away = Apply("abs", (Apply("sub", (Q, K)),))
-        score = (Apply("sub", (S, Apply("mul", (Read(0, (H,), Kind.REAL), away)))), [slope])
+        tilted = (Apply("sub", (S, Apply("mul", (Read(0, (H,), Kind.REAL), away)))), [slope])
+        score = tilted if b.often() else (Apply("tanh", (S,)), [])  # tanh would undo a mask before it
     masks: list[tuple[Expr, list[Value]]] = [
         (Const(True), []),
         (CAUSAL, []),
@@ -212,10 +213,22 @@ def _attention(b: _Builder) -> None:
     for step in reversed(steps) if b.seldom() else steps:
         s = b.put(step, s, *(score[1] if isinstance(step, Score) else mask[1]), hint="s")
     w = b.put(Weigh(formula=weigh[0]), s, *weigh[1], hint="w")
+    lse, early = b.eqns[-1].outs[1], b.seldom()
+    if early:
+        b.values.append(_spread(b, lse))
     o = b.put(Mix(), w, v, hint="o")
+    if early or b.seldom():
+        b.values.append(_spread(b, lse))
     if b.seldom():  # the weights are read twice
         o = b.fn("add", o, b.put(Mix(), w, q, hint="o"))
     b.values.append(b.put(Reshape(shape=WIDE), o))
+
+
+def _spread(b: _Builder, lse: Value) -> Value:
+    """tanh of a log-sum-exp [B, H, T], as f32[B, T, 4]; -inf, where a row sees nothing, gives -1."""
+    i, j, c = (Var(n, Kind.INT) for n in "btc")
+    read = Read(0, (i, Apply("mod", (c, Const(HEADS))), j), Kind.REAL)
+    return b.put(Index(axes=(("b", B), ("t", T), ("c", C)), expr=Apply("tanh", (read,))), lse)
 
 
 def _simple(b: _Builder) -> None:

@@ -76,6 +76,13 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+SLOW = {
+    "a range's last tile twice", "K never released", "V never released",  # these hang
+    "natural for binary logarithms", "rows of the first consumer for all", "no wait for the first K",
+    "no wait for the last V", "V overwritten while it is read", "values of the tile after",
+}  # fmt: skip
+
+
 def verdict(worker: Worker, case: dict[str, Any], edits: Mapping[str, str] | None) -> str:
     """What is wrong with the kernel, in words; empty where nothing is."""
     try:
@@ -87,13 +94,13 @@ def verdict(worker: Worker, case: dict[str, Any], edits: Mapping[str, str] | Non
         return str(failed)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in FAULTS])
 def test_faults_are_noticed(worker: Worker, fault: str) -> None:
     line, instead, case = FAULTS[fault]
     assert verdict(worker, case, {line: instead})
 
 
-@pytest.mark.parametrize("case", [CAUSAL, WIDE, *(c for _, _, c in FAULTS.values() if c not in (CAUSAL, WIDE))])
+@pytest.mark.parametrize("case", list({str(c): c for _, _, c in FAULTS.values()}.values()), ids=str)
 def test_the_kernel_itself_passes(worker: Worker, case: dict[str, Any]) -> None:
     """What tells the faults apart is the fault, not the case."""
     assert not verdict(worker, case, None)
@@ -103,5 +110,5 @@ def test_a_hang_is_ended_in_words(worker: Worker) -> None:
     """A barrier nobody arrives at: the case is ended within its limit, and the next one runs."""
     line = "plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, config.consumers)])"
     with pytest.raises(CaseHangs, match="hangs: no result after"):
-        worker.call("interpreted:judge", CAUSAL, {line: "pass"}, limit=8.0)
+        worker.call("interpreted:judge", CAUSAL, {line: "pass"}, limit=5.0)
     assert not verdict(worker, WIDE, None)
