@@ -111,6 +111,9 @@ class Component:
     changes: tuple[Change, ...] = ()
     place: "Place | None" = None
 
+    def __repr__(self) -> str:
+        return f"<{self.block.kind} {self.name}>"
+
 
 @dataclass(frozen=True, slots=True)
 class RoleRef:

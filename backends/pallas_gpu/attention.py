@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
@@ -26,15 +27,18 @@ HEAD_DIMS = (32, 64, 128)
 H = Var("h", Kind.INT)
 
 
-def config_for(head_dim: int, n: int) -> Config:
+def config_for(head_dim: int, n: int, fields: bool = False) -> Config:
     """Block sizes by head size and query length: the fastest of those measured on an H200 (benchmarks/).
 
     At 128 two consumers fill the register file. Smaller heads leave room for a third, which hides more of the
     exponentials that then outweigh the products; but a third that gets no row only waits.
+    fields: the formulas read fields of the keys. A thread holds a quarter of a key tile's columns, and 128 of
+    them, beside the scores, no longer fit its registers.
     """
+    block_k, stages = (64, 2) if fields else (128, 1)  # a ring of the same bytes
     if head_dim == 128 or n <= 2 * ROWS:
-        return Config(consumers=2, block_k=128, stages=2)
-    return Config(consumers=3, block_k=128, stages=3)
+        return Config(consumers=2, block_k=block_k, stages=2 * stages)
+    return Config(consumers=3, block_k=block_k, stages=3 * stages)
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -92,15 +96,26 @@ def operands(captured: tuple[Array, ...], exprs: tuple[Expr, ...], ends: Mapping
     return tuple(out)
 
 
+def heads(counts: Any, triples: Any) -> Any:
+    """[Br, Hr, Tq, 4]: each count with the last triple, where a visit begins, so that a block reads both at once.
+
+    Of numpy arrays a numpy array: what is known when the call is traced costs nothing when it runs.
+    """
+    xp: Any = np if isinstance(counts, np.ndarray) and isinstance(triples, np.ndarray) else jnp
+    last = xp.maximum(counts - 1, 0)[..., None, None]
+    return xp.concatenate([counts[..., None], xp.take_along_axis(triples, last, axis=3)[..., 0, :]], axis=-1)
+
+
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
     """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them."""
     n, m, config = plan.n, plan.m, plan.config
     ends: dict[Side, int] = {"q": up(n, config.block_q), "k": up(m, config.block_k)}
     kernel = launch(plan)
 
-    def attention(q: Array, k: Array, v: Array, counts: Array, triples: Array, *captured: Array) -> tuple[Array, Array]:
+    def attention(q: Array, k: Array, v: Array, counts: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
-        out, lse = kernel(q, k, v, counts, triples, *operands(captured, (plan.score, plan.mask), ends))
+        visits = jnp.asarray(heads(counts, triples)), jnp.asarray(triples)
+        out, lse = kernel(q, k, v, *visits, *operands(captured, (plan.score, plan.mask), ends))
         return out[:, :n], lse[:, :, :n]
 
     return attention
@@ -131,16 +146,17 @@ def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
     tiles = dict(n=n, m=m, block_q=plan.config.block_q, block_k=plan.config.block_k, batch=batch, heads=heads)
 
     def attention(q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
-        counts, triples = visited_ranges(op.mask, captured, **tiles)
-        return kernel(q, k, v, jnp.asarray(counts), jnp.asarray(triples), *captured)
+        return kernel(q, k, v, *visited_ranges(op.mask, captured, **tiles), *captured)
 
     return attention
 
 
 def config_of(eqn: Eqn, target: Target) -> Config:
     """The block sizes of an equation whose shapes are bound."""
-    _, n, _, head_dim = eqn.args[0].type.ints
-    config = config_for(head_dim, n)
+    op, (_, n, _, head_dim) = eqn.op, eqn.args[0].type.ints
+    assert isinstance(op, Attention)
+    fields = any(isinstance(node, Load) and node.side == "k" for f in (op.score, op.mask) for node in walk(f))
+    config = config_for(head_dim, n, fields)
     # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
     return replace(config, consumers=2) if target.interpret else config
 

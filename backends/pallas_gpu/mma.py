@@ -30,7 +30,7 @@ def product(a: Any, b: Any, issued: Callable[[], None] = nothing, watched: bool 
     the interpreter looks for races; `commit_smem` orders such loads before the copies that overwrite the operands.
     """
     if watched:
-        a[...], b[...]
+        _ = a[...], b[...]
         plgpu.commit_smem()
 
     def issue(ref: Any) -> Any:
@@ -51,7 +51,8 @@ def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
     if staging is not None:
         staging[...] = a
         return acc + product(staging, b, watched=True)
-    out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.WGMMAAccumulatorRef.init(acc))
+    start: Any = plgpu.WGMMAAccumulatorRef.init(acc)  # a reference while the product runs, an array before and after
+    out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(start)
     return out
 
 

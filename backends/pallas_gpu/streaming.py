@@ -29,6 +29,7 @@ __all__ = ["ROWS", "Config", "Plan", "launch"]
 
 Array = jax.Array
 State = tuple[Array, Array, Array, Array]
+Range = tuple[Array, Array, Array]
 
 ROWS = 64
 """Query rows of a warpgroup: the height of one `wgmma`."""
@@ -86,7 +87,7 @@ class Memory:
     q: Any
     k: Any
     v: Any
-    counts: Any
+    heads: Any
     triples: Any
     captured: tuple[Any, ...]
     out: Any
@@ -113,21 +114,31 @@ class Visits:
     def __init__(self, plan: Plan, mem: Memory) -> None:
         self.batch, self.head = lax.axis_index("batch"), lax.axis_index("head")
         # under a causal mask the last query tiles see most: begin with them, so that short ones end the launch
-        self.tile = mem.counts.shape[2] - 1 - lax.axis_index("tile")
+        self.tile = mem.heads.shape[2] - 1 - lax.axis_index("tile")
         self.triples = mem.triples
-        shared_batch, shared_head = (size == 1 for size in mem.counts.shape[:2])
+        shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
         self.row = (0 if shared_batch else self.batch, 0 if shared_head else self.head, self.tile)
-        count = mosaic_load(mem.counts.at[self.row])
+        count, start, end, full = (mosaic_load(mem.heads.at[(*self.row, i)]) for i in range(4))
         self.some = count > 0
         self.ranges = jnp.maximum(count, 1)
         self.keys = jnp.where(self.some, plan.m, 0)
+        self.first: Range = jnp.where(self.some, start, 0), jnp.where(self.some, end, 1), full
 
-    def range(self, turn: Any) -> tuple[Array, Array, Array]:
-        """(start, end, full) of the range visited at `turn`, counted from the last one."""
-        at = (*self.row, self.ranges - 1 - turn)
+    def range(self, turn: Any) -> Range:
+        """The range visited at `turn` > 0, counted from the last one; any beyond the end."""
+        at = (*self.row, jnp.maximum(self.ranges - 1 - turn, 0))
         start, end, full = (mosaic_load(self.triples.at[(*at, i)]) for i in range(3))
-        full = jnp.logical_and(self.some, full > 0)
-        return jnp.where(self.some, start, 0), jnp.where(self.some, end, 1), full
+        return start, end, full
+
+    def loop(self, visit: Callable[[Any, Range, Any], Any], carry: Any) -> Any:
+        """visit(turn, range, carry) for each range; each is read while the one before it is visited."""
+
+        def over(turn: Any, both: tuple[Range, Any]) -> tuple[Range, Any]:
+            here, carry = both
+            following = self.range(turn + 1)
+            return following, visit(turn, here, carry)
+
+        return lax.fori_loop(0, self.ranges, over, (self.first, carry))[1]
 
 
 def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
@@ -155,11 +166,11 @@ def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
         plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
         return step + 1
 
-    def over_range(turn: Any, step: Any) -> Any:
-        start, end, _ = visits.range(turn)
+    def over_range(_: Any, here: Range, step: Any) -> Any:
+        start, end, _ = here
         return lax.fori_loop(0, end - start, partial(fill, end=end), step)
 
-    steps = lax.fori_loop(0, visits.ranges, over_range, jnp.int32(0))
+    steps = visits.loop(over_range, jnp.int32(0))
 
     @pl.loop(0, jnp.minimum(steps, stages))
     def _drain(left: Any) -> None:
@@ -217,7 +228,10 @@ class Rows:
     def seen(self, key_tile: Any) -> Array:
         """Which scores of the tile count: the mask leaves them, and their keys exist."""
         tile = self.tile(key_tile, self.plan.mask, {})
-        exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys
+        if self.plan.m % self.plan.config.block_k:
+            exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys
+        else:
+            exists = tile.spread(Placed(self.visits.some, ()))
         return jnp.logical_and(tile.spread(tile.evaluate(self.plan.mask)), exists)
 
     def scores(self, raw: Array, key_tile: Any) -> tuple[Array, float]:
@@ -292,12 +306,13 @@ def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
         out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
         return step + 1, out, top, total, p.astype(plan.dtype)
 
-    def over_range(turn: Any, carry: Any) -> Any:
-        start, end, full = visits.range(turn)
+    def over_range(turn: Any, here: Range, carry: Any) -> Any:
+        start, end, full = here
+        masked = jnp.logical_or(full == 0, jnp.logical_not(visits.some))
         last = jnp.where(turn == 0, end - 2, end - 1)  # the very last tile is visited before this loop
         count = last + 1 - start
-        carry = lax.fori_loop(0, jnp.where(full, count, 0), partial(visit, last=last, masked=False), carry)
-        return lax.fori_loop(0, jnp.where(full, 0, count), partial(visit, last=last, masked=True), carry)
+        carry = lax.fori_loop(0, jnp.where(masked, 0, count), partial(visit, last=last, masked=False), carry)
+        return lax.fori_loop(0, jnp.where(masked, count, 0), partial(visit, last=last, masked=True), carry)
 
     pl.when(wg == config.consumers - 1)(pass_turn)
     plgpu.barrier_wait(mem.q_ready.at[wg])
@@ -306,10 +321,10 @@ def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
     raw = product(q_tile, mem.k_ring.at[0].T, issued=pass_turn, watched=plan.interpret)
     plgpu.barrier_arrive(mem.k_free.at[0])
     top = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf, jnp.float32), ROW)
-    _, top, total, p = rows.softmax(raw, visits.range(0)[1] - 1, True, top, jnp.zeros_like(top))
+    _, top, total, p = rows.softmax(raw, visits.first[1] - 1, True, top, jnp.zeros_like(top))
     out = plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), plgpu.Layout.WGMMA)
     carry = (jnp.int32(1), out, top, total, p.astype(plan.dtype))
-    step, out, top, total, weights = lax.fori_loop(0, visits.ranges, over_range, carry)
+    step, out, top, total, weights = visits.loop(over_range, carry)
     slot = lax.rem(step - 1, config.stages)
     plgpu.barrier_wait(mem.v_ready.at[slot])
     out = mma(out, weights, mem.v_ring.at[slot], staging)
@@ -332,8 +347,8 @@ def finish(visits: Visits, mem: Memory, wg: Any, mine: Any, out: Array, top: Arr
 
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
-    q, k, v, counts, triples, *captured, out, lse = refs
-    arrays = dict(q=q, k=k, v=v, counts=counts, triples=triples, captured=tuple(captured), out=out, lse=lse)
+    q, k, v, heads, triples, *captured, out, lse = refs
+    arrays = dict(q=q, k=k, v=v, heads=heads, triples=triples, captured=tuple(captured), out=out, lse=lse)
     mem = Memory(**arrays, **scratch)
     visits = Visits(plan, mem)
     wg, consumers = lax.axis_index("wg"), plan.config.consumers
@@ -376,14 +391,14 @@ def shared(plan: Plan) -> dict[str, Any]:
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
-    """The kernel as a function of (q, k, v, counts, triples, *captured) that gives (out, lse).
+    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse).
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
     rows; lse reaches to the end of the last query tile (a copy along one axis is not clipped).
 
-    counts: int32 [Br, Hr, Tq]; triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted,
-    disjoint; Br is 1 or B, Hr 1 or H. captured: fields [B, T] or [T] that reach to the end of the last tile,
-    tables [H]; booleans as int32.
+    triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H.
+    heads: int32 [Br, Hr, Tq, 4], how many of the R there are, and the last of them. captured: fields [B, T] or [T]
+    that reach to the end of the last tile, tables [H]; booleans as int32.
     """
     n, tiles = -(-plan.n // 8) * 8, -(-plan.n // plan.config.block_q)
     kernel: Callable[..., tuple[Array, Array]] = plgpu.kernel(

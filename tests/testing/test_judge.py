@@ -73,15 +73,24 @@ def small(*names: str, which: Iterable[int] = (1, 2, 4)) -> list[Case]:
 
 
 def test_an_implementation_of_jax_passes():
-    report = judge(sdpa, gradients=True)
+    report = judge(sdpa, laws=())
     assert report.ok, report
-    assert report.served == len(STANDARD) and report.refusal is None and report.worst < 1
-    assert report.checked[DEFINITION] == report.checked[GRADIENTS] == report.checked[LAWS["linear_in_values"]] == 8
+    assert report.served == len(STANDARD) and report.refusal is None and 0.2 < report.worst < 0.75
     assert str(report).startswith("sdpa: ok; 8 cases served, 0 refused; largest error 0.")
 
 
+def test_an_implementation_of_jax_keeps_the_laws_and_has_the_gradients():
+    report = judge(sdpa, cases=small("full", which=(0, 1, 5)), gradients=True)
+    assert report.ok, report
+    assert report.checked[DEFINITION] == report.checked[GRADIENTS] == report.checked[LAWS["linear_in_values"]] == 3
+    no_masks = {
+        LAWS[name] for name in ("blind_rows", "unseen_keys", "documents_apart", "positions_given", "neutral_terms")
+    }
+    assert set(report.checked) == {DEFINITION, GRADIENTS, *LAWS.values()} - no_masks
+
+
 def test_a_causal_implementation_passes_and_the_usual_mistake_does_not():
-    assert judge(causal, formulas=["causal"]).ok
+    assert judge(causal, formulas=["causal"], laws=tfc.testing.LAWS[:5]).ok
     report = judge(top_left, formulas=["causal"], laws=tfc.testing.LAWS[:5])
     assert {DEFINITION, LAWS["blind_rows"], LAWS["unseen_keys"]} <= set(report.laws)
     # where N = M the two are the same
@@ -94,7 +103,7 @@ def test_a_causal_implementation_passes_and_the_usual_mistake_does_not():
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_what_is_wrong_is_named(wrong: Any, law: str):
-    report = judge(wrong, cases=small("full", which=(1, 2)))
+    report = judge(wrong, cases=small("full", which=(1, 2, 5)))
     assert not report.ok
     assert {DEFINITION, LAWS.get(law, DEFINITION)} <= set(report.laws), report
     if wrong is heads_in_turn:
@@ -102,12 +111,12 @@ def test_what_is_wrong_is_named(wrong: Any, law: str):
 
 
 def test_the_report_names_the_smallest_case():
-    report = judge(no_maximum, cases=small("full", which=(1, 2, 6)), laws=tfc.testing.LAWS[:3])
+    report = judge(no_maximum, cases=small("full", which=(1, 2, 3)), laws=tfc.testing.LAWS[:3])
     smallest = min((v for v in report.verdicts if v.violations), key=lambda v: sizes_of(v.case.eqn).elements)
     lines = str(report).splitlines()
     assert lines[0].startswith(f"no_maximum: {len(report.laws)} laws violated; 3 cases served")
     assert f"    smallest: {smallest.case}" in lines
-    assert str(smallest.case) == "full, B=2 N=8 M=8 H=2 G=2 D=32 bf16, seed 1 (large)"
+    assert str(smallest.case) == "full, B=2 N=8 M=8 H=2 G=2 D=32 f32, seed 1 (large)"
     assert any("is nan, the definition says" in line for line in lines)
 
 

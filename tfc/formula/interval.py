@@ -127,7 +127,8 @@ def _mod(ns: Numbers, kind: Kind, x: Interval, y: Interval) -> Interval:
 def _pow(ns: Numbers, kind: Kind, x: Interval, y: Interval, exponent: Number | None = None) -> Interval:
     """exponent: the second argument where it is a literal whole number; then negative bases have a power."""
     if exponent is None:
-        lost = (x[0] < 0) | _infinite(x) | _infinite(y)
+        pole = (x[0] <= 0) & (y[0] < 0)  # of either sign: -0.0 is in [0, 1]
+        lost = (x[0] < 0) | pole | _infinite(x) | _infinite(y)
         safe = (ns.where(lost, 1.0, x[0]), ns.where(lost, 1.0, x[1]))
         return _unknown(ns, lost, widened(ns, *_corners(ns, ns.power, safe, y), APPROXIMATE))
     n = int(exponent)
@@ -222,6 +223,11 @@ def _monotone(fn: str, *, relative: float = APPROXIMATE, absolute: float = TINY,
     return rule
 
 
+def _rsqrt(ns: Numbers, kind: Kind, x: Interval) -> Interval:
+    """1 / sqrt(x); nothing is known where x may be 0, as readers differ in the sign of 1 / -0.0."""
+    return _unknown(ns, x[0] <= 0, _monotone("rsqrt", relative=APPROXIMATE, falls=True)(ns, kind, x))
+
+
 def _wave(fn: str, peak: float) -> Rule:
     """The rule of sin or cos, which is 1 at `peak` and each 2 pi from it."""
     turn = 2 * math.pi
@@ -271,7 +277,7 @@ RULES: Mapping[str, Rule] = {
     "round": lambda ns, kind, x: (ns.call("round", x[0]), ns.call("round", x[1])),
     "floor": _floor,
     "sqrt": _monotone("sqrt", relative=ROUNDED),
-    "rsqrt": _monotone("rsqrt", falls=True),
+    "rsqrt": _rsqrt,
     "exp": _monotone("exp"),
     "exp2": _monotone("exp2"),
     "log": _monotone("log", absolute=FLAT),

@@ -239,7 +239,7 @@ class Errors:
         """What is wrong, in words; empty where the errors are those that the precision brings.
 
         The factors leave room for weights relative to a running maximum, which round once more than the
-        definition's, and for the base-2 exponential's 2 ulp. lse is float32 throughout.
+        definition's, and for the base-2 exponential's 2 ulp. lse (relative to its size, or to 1) is float32 throughout.
         """
         if self.nans:
             return f"{self.nans} NaNs"
@@ -247,7 +247,7 @@ class Errors:
             return f"an element is off by {self.worst:.2e}, rounding explains {self.rounding_worst:.2e}"
         if self.mean > 1.5 * self.rounding_mean + 1e-6:
             return f"elements are off by {self.mean:.2e}, rounding explains {self.rounding_mean:.2e}"
-        return f"lse is off by {self.lse:.2e}" if self.lse > 1e-4 else ""
+        return f"lse is off by {self.lse:.2e} of its size" if self.lse > 2e-6 else ""
 
 
 def compared(case: Case, out: Any, lse: Any, score: Any, mask: Any, v: Any, tiles: int) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def compared(case: Case, out: Any, lse: Any, score: Any, mask: Any, v: Any, tile
     errors = Errors(
         *size(out - right),
         *size(low - right),
-        lse=float(np.abs(lse[seen] - right_lse[seen]).max(initial=0)),
+        lse=float((np.abs(lse[seen] - right_lse[seen]) / np.maximum(1, np.abs(right_lse[seen]))).max(initial=0)),
         nans=int(np.isnan(out).sum() + np.isnan(lse).sum()),
     )
     return {"wrong": errors.wrong, "blind": int(blind.sum()), "tiles": tiles}

@@ -74,7 +74,7 @@ def test_variants(worker: Worker, change: dict[str, Any]) -> None:
     dtype=st.sampled_from(["bfloat16", "float16"]),
     seed=st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_drawn_cases(
     worker: Worker, formula: str, n: int, m: int, heads: tuple[int, int], d: int, dtype: str, seed: int
 ) -> None:

@@ -36,7 +36,11 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         "kv_head = lax.rem(visits.head, plan.kv_heads)",
         CAUSAL,
     ),
-    "a partial tile taken for full": ("full = jnp.logical_and(self.some, full > 0)", "full = self.some", CAUSAL),
+    "a partial tile taken for full": (
+        "masked = jnp.logical_or(full == 0, jnp.logical_not(visits.some))",
+        "masked = jnp.logical_not(visits.some)",
+        CAUSAL,
+    ),
     "keys beyond the last one": (
         "exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys",
         "exists = tile.spread(self.key_positions(key_tile)) <= self.visits.keys",

@@ -1,0 +1,42 @@
+"""What the interpreter cannot see of the Hopper kernel, looked up in what ptxas says of its code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfc import aot
+
+CASES = [f"{mask} d{d}" for d in (32, 64, 128) for mask in ("full", "causal", "window1024")]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, str]:
+    """ptxas' report of each case, all compiled for H200 by one process."""
+    if lacking := aot.missing("h200"):
+        (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
+    here = Path(__file__)
+    paths = os.pathsep.join([aot.ptxas_folder(), os.environ["PATH"]])
+    run = subprocess.run(
+        [sys.executable, str(here.parent / "compiled.py"), *CASES],
+        env={**os.environ, "PATH": paths, "PYTHONPATH": str(here.parents[3]), "MOSAIC_GPU_DUMP_PTXAS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout
+    parts = re.split(r"^== (.*)$", run.stdout, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("case", CASES)
+def test_registers_suffice_and_products_overlap(reports: dict[str, str], case: str) -> None:
+    """No spill, and no C7513: ptxas serializes products whose registers are written while they are in flight."""
+    (kernel,) = aot.parse_ptxas(reports[case])
+    assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
+    assert "C75" not in reports[case]
