@@ -60,6 +60,8 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         return f"weighs by the softmax alone, not by `{op.weigh}`"
     if missing := unlowerable(op.score, op.mask):
         return f"`{missing}` has no form in Mosaic GPU"
+    if any(isinstance(node, Var) and node != H for node in walk(op.mask)):
+        return f"masks by tokens and heads, and `{op.mask}` looks at scores"
     for node in (n for expr in (op.score, op.mask) for n in walk(expr)):
         if isinstance(node, Read) and node.indices != (H,):
             return f"reads tables per head or per token, and `{node}` is neither"

@@ -12,7 +12,7 @@ from tfc.bench import attention, results
 from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, and_all, window
 from tfc.bench.peers import Form, PeerRefusal
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
-from tfc.bench.timing import JaxRunner
+from tfc.bench.timing import CALLS, JaxRunner
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention
 
@@ -67,8 +67,10 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_runner_times_single_calls() -> None:
     x = jnp.ones((256, 256))
-    runner = JaxRunner(lambda a: a @ a, [(x,), (x + 1,)])
-    assert runner.sample() < 1e3
+    runner = JaxRunner(lambda a: jnp.sort(a), [(x,), (x + 1,)])
+    assert 0 < runner.sample() < 1e3
+    for program, calls in ((runner.many, CALLS + 1), (runner.one, 1)):  # none dropped, none merged
+        assert program.lower(runner.sets).compile().as_text().count(" sort(") == calls
 
 
 def _row(**changes: object) -> Row:

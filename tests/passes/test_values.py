@@ -67,7 +67,7 @@ def close(a: Any, b: Any) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10 * float(1 + jnp.max(jnp.abs(b), initial=0)))
 
 
-@settings(max_examples=settings().max_examples // 4)  # each runs half a dozen programs
+@settings(max_examples=settings().max_examples // 2)  # each runs half a dozen programs
 @given(program=programs(depth=1), seed=SEEDS)
 def test_exact_passes_keep_the_function(program: Program, seed: int):
     """Values after each pass alone; after the pipeline also gradients, by the parameters as they were before it."""
@@ -91,11 +91,11 @@ def test_exact_passes_keep_the_function(program: Program, seed: int):
 
 @pytest.mark.parametrize("step", [p for p in EXACT if p.name != "analyse-tiles"], ids=lambda p: p.name)
 def test_the_law_is_not_vacuous(step: Any):
-    """Each pass finds work, beyond what is dead, in a quarter of the drawn programs, and holds back in some."""
+    """Each pass finds work, beyond what is dead, in a fifth of the drawn programs, and holds back in some."""
     changed = held = 0
 
     @given(program=programs(depth=1))
-    @settings(max_examples=60)
+    @settings(max_examples=120)
     def count(program: Program) -> None:
         nonlocal changed, held
         alive = program if step.name == "dead-code" else DeadCode()(program).program
@@ -104,8 +104,8 @@ def test_the_law_is_not_vacuous(step: Any):
         held += any(n.held for n in done.notes)
 
     count()
-    assert changed >= 15
-    assert held >= 3 or step.name == "dead-code"
+    assert changed >= 24
+    assert held >= 5 or step.name == "dead-code"
 
 
 @given(program=programs(), seed=SEEDS)

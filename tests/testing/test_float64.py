@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tfc.backends.reference.program import define
 from tfc.formula import scalar
-from tfc.formula.expr import PRIMITIVES, Const, FormulaError, Kind, Load, Token, Var, apply
+from tfc.formula.expr import PRIMITIVES, Const, Expr, FormulaError, Kind, Load, Token, Var, apply
 from tfc.ir.ops import Attention, P, S
 from tfc.testing import float64
 from tfc.testing.cases import Array, Case, Sizes, attention_eqn, operands, sizes_of
@@ -123,7 +123,9 @@ def test_derivatives_are_those_of_differences(fn: str):
     expr = apply(fn, *args) if not shift else apply(fn, apply("lt", args[0], args[1]), *args[1:])
 
     def value(*at: Array) -> float64.Dense:
-        leaves = {a: float64.Dense(v, 0.0, {a: (1.0, 0.0)}) for a, v in zip(args, at, strict=True)}
+        leaves: dict[Expr, float64.Dense] = {
+            a: float64.Dense(v, 0.0, {a: (1.0, 0.0)}) for a, v in zip(args, at, strict=True)
+        }
         return float64.evaluate(expr, leaves)
 
     step = 1e-6
@@ -138,7 +140,10 @@ def test_whole_numbers_divide_as_in_python():
     div, mod = (apply(fn, Token("q"), Token("k")) for fn in ("floordiv", "mod"))
     for q in (-7, 0, 7):
         for k in (-3, 0, 3):
-            leaves = {Token("q"): float64.Dense(np.asarray(q)), Token("k"): float64.Dense(np.asarray(k))}
+            leaves: dict[Expr, float64.Dense] = {
+                Token("q"): float64.Dense(np.asarray(q)),
+                Token("k"): float64.Dense(np.asarray(k)),
+            }
             want = (q // k, q % k) if k else (0, 0)
             assert tuple(int(float64.evaluate(e, leaves).value) for e in (div, mod)) == want
 

@@ -18,6 +18,7 @@ from tfc.ir.ops import S
 __all__ = ["PEERS", "Form", "Peer", "PeerRefusal"]
 
 Operands = tuple[jax.Array, ...]
+Prepared = tuple[Runner, Callable[[], jax.Array]]
 
 
 class PeerRefusal(Exception):
@@ -68,47 +69,52 @@ class Peer:
     PeerRefusal."""
 
     name: str
-    prepare: Callable[[AttentionCase, Sequence[Operands]], tuple[Runner, Callable[[], jax.Array]]]
+    prepare: Callable[[AttentionCase, Sequence[Operands]], Prepared]
     packages: tuple[str, ...]
 
     def versions(self) -> dict[str, str]:
         return {p: metadata.version(p) for p in self.packages}
 
 
-def _jax_peer(function: Callable[..., jax.Array], sets: Sequence[Operands]) -> tuple[Runner, Callable[[], jax.Array]]:
+def _jax_peer(function: Callable[..., jax.Array], sets: Sequence[Operands]) -> Prepared:
     return JaxRunner(function, sets), lambda: jax.jit(function)(*sets[0])
 
 
-def _arrays(case: AttentionCase, form: Form, sets: Sequence[Operands]) -> tuple[jax.Array | None, jax.Array | None]:
-    """The mask array [B, 1, N, M] of documents and the bias array [1, H, N, M] of ALiBi, where the case has them."""
-    mask = bias = None
+def _with_arrays(case: AttentionCase, form: Form, sets: Sequence[Operands]) -> tuple[list[Operands], int, int]:
+    """Operand sets (q, k, v, then a mask [B, 1, N, M] of documents and a bias [1, H, N, M] of ALiBi where the case
+    has them), and how many of each there are."""
+    extra: list[jax.Array] = []
     if form.segments is not None:
         segments = sets[0][3 + form.segments]
-        mask = segments[:, None, :, None] == segments[:, None, None, :]
+        extra.append(segments[:, None, :, None] == segments[:, None, None, :])
     if form.slopes is not None:
         at = jnp.arange(case.length)
         distance = jnp.abs(at[:, None] - at[None, :])
-        bias = (-sets[0][3 + form.slopes][None, :, None, None] * distance).astype(jnp.bfloat16)
-    return mask, bias
+        extra.append((-sets[0][3 + form.slopes][None, :, None, None] * distance).astype(jnp.bfloat16))
+    return [(*s[:3], *extra) for s in sets], int(form.segments is not None), int(form.slopes is not None)
 
 
-def _cudnn(case: AttentionCase, sets: Sequence[Operands]) -> tuple[Runner, Callable[[], jax.Array]]:
+def _reach(form: Form) -> tuple[int, int] | None:
+    """The window as (keys before, keys after)."""
+    return None if form.window is None else (form.window - 1, 0 if form.causal else form.window - 1)
+
+
+def _cudnn(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     form = Form.of(case)
     if form.softcap is not None:
         raise PeerRefusal("jax.nn.dot_product_attention has no softcap")
-    mask, bias = _arrays(case, form, sets)
-    reach = None if form.window is None else (form.window - 1, 0 if form.causal else form.window - 1)
+    sets, masks, biases = _with_arrays(case, form, sets)
 
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> jax.Array:
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(
-            q, k, v, bias=bias, mask=mask, scale=case.scale, is_causal=form.causal,
-            local_window_size=reach, implementation="cudnn",
+            q, k, v, mask=extra[0] if masks else None, bias=extra[-1] if biases else None, scale=case.scale,
+            is_causal=form.causal, local_window_size=_reach(form), implementation="cudnn",
         )  # fmt: skip
 
     return _jax_peer(call, sets)
 
 
-def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> tuple[Runner, Callable[[], jax.Array]]:
+def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     for name in ("xprof", "xprof.cli", "xprof.cli.tools"):  # only its own timing needs the profiler's package
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
@@ -118,19 +124,20 @@ def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> tuple[Runner, Cal
     except ImportError as error:
         raise PeerRefusal(f"tokamax does not import: {error}") from error
     form = Form.of(case)
-    mask, bias = _arrays(case, form, sets)
+    sets, masks, biases = _with_arrays(case, form, sets)
 
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> jax.Array:
-        return tokamax.dot_product_attention(
-            q, k, v, bias=bias, mask=mask, scale=case.scale, is_causal=form.causal,
-            local_window_size=None if form.window is None else (form.window - 1, 0 if form.causal else form.window - 1),
-            logits_soft_cap=form.softcap, implementation="mosaic",
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
+        out: jax.Array = tokamax.dot_product_attention(
+            q, k, v, mask=extra[0] if masks else None, bias=extra[-1] if biases else None, scale=case.scale,
+            is_causal=form.causal, local_window_size=_reach(form), logits_soft_cap=form.softcap,
+            implementation="mosaic",
         )  # fmt: skip
+        return out
 
     return _jax_peer(call, sets)
 
 
-def _flex(case: AttentionCase, sets: Sequence[Operands]) -> tuple[Runner, Callable[[], jax.Array]]:
+def _flex(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     try:
         import torch
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention

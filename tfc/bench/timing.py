@@ -32,19 +32,22 @@ class JaxRunner:
     sets: Sequence[tuple[jax.Array, ...]]
 
     def __post_init__(self) -> None:
-        self.many, self.one = jax.jit(self._chain(CALLS + 1)), jax.jit(self._chain(1))
+        self.many, self.one = jax.jit(self.chain(CALLS + 1)), jax.jit(self.chain(1))
         for program in (self.many, self.one, self.many, self.one):  # compile, then warm up
             jax.block_until_ready(program(self.sets))
 
-    def _chain(self, calls: int) -> Callable[..., Any]:
+    def chain(self, calls: int) -> Callable[..., Any]:
+        """A program of so many calls. It returns every result: an unread call would be dropped."""
+        function = jax.jit(self.function)  # lowered once, called often
+
         def program(sets: Sequence[tuple[jax.Array, ...]]) -> Any:
-            out = None
+            outs: list[Any] = []
             for i in range(calls):
                 operands = sets[i % len(sets)]
-                if out is not None:
-                    operands, out = jax.lax.optimization_barrier((operands, out))
-                out = self.function(*operands)
-            return out
+                if outs:
+                    operands, outs[-1] = jax.lax.optimization_barrier((operands, outs[-1]))
+                outs.append(function(*operands))
+            return outs
 
         return program
 

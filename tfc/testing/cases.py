@@ -95,7 +95,8 @@ def slot_sides(op: Attention) -> Mapping[int, frozenset[Side]]:
     out: dict[int, frozenset[Side]] = {}
     for node in _nodes(op):
         if isinstance(node, Load):
-            out[node.slot] = out.get(node.slot, frozenset()) | {node.side}
+            before: frozenset[Side] = out.get(node.slot, frozenset())
+            out[node.slot] = before.union((node.side,))
     return out
 
 

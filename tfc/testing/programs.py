@@ -133,8 +133,9 @@ def _projections(b: _Builder) -> None:
     """Maps of one value under one component, now and then a bias on some only."""
     x, place, bias = b.pick(), b.name("look"), b.often()
     for part in b.draw(st.sampled_from(["qkv", "kv", "qk"])):
-        out = b.linear(x, bias=bias != b.seldom(), path=f"{b.prefix}{place}.{part}")
-        b.values.append(out)
+        b.values.append(b.linear(x, bias=bias != b.seldom(), path=f"{b.prefix}{place}.{part}"))
+    if b.seldom():  # a weight is read twice
+        b.values.append(b.put(Linear(), b.pick(), b.eqns[-1].args[1], hint="y"))
 
 
 def _norm(b: _Builder) -> None:
