@@ -256,7 +256,9 @@ class Block(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equation(Item):
-    """`x = f(x)`, or an index equation `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])` (indices not None, the first perhaps `..`)."""
+    """`x = f(x)`, or an index equation `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])`.
+
+    indices: None for the first; those of an index equation, the first perhaps `..`."""
 
     target: str
     indices: tuple[str, ...] | None

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfc.diagnostics import Diagnostic, Edit, TfcError, closest
-from tfc.grammar import ast, calls
-from tfc.grammar.assemble import Builder
-from tfc.grammar.check import check_names
-from tfc.grammar.components import component_of
-from tfc.grammar.evaluate import argument, derive, evaluate
-from tfc.grammar.inputs import type_of
-from tfc.grammar.library import Library, core_scope, imported
-from tfc.grammar.names import names_map
-from tfc.grammar.params import make_param
-from tfc.grammar.parser import parse
-from tfc.grammar.scope import FileScope, Scope, name_span
-from tfc.grammar.session import Frame, Session, fail, is_library, refuse
-from tfc.grammar.statements import run_body
-from tfc.grammar.values import (
+from tfc.grammar import ast
+from tfc.grammar.lowering import calls
+from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.check import check_names
+from tfc.grammar.lowering.components import component_of
+from tfc.grammar.lowering.evaluate import argument, derive, evaluate
+from tfc.grammar.lowering.inputs import type_of
+from tfc.grammar.lowering.library import Library, core_scope, imported
+from tfc.grammar.lowering.names import names_map
+from tfc.grammar.lowering.params import make_param
+from tfc.grammar.lowering.scope import FileScope, Scope, name_span
+from tfc.grammar.lowering.session import Frame, Session, fail, is_library, refuse
+from tfc.grammar.lowering.statements import run_body
+from tfc.grammar.lowering.values import (
     POISON,
     Builtin,
     Component,
@@ -33,6 +33,7 @@ from tfc.grammar.values import (
     Tensor,
     describe,
 )
+from tfc.grammar.parser import parse
 from tfc.ir.names import NamesMap
 from tfc.ir.program import Program
 from tfc.ir.types import Dim, DType, Size, TensorType

@@ -17,10 +17,10 @@ import lark
 
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
-from tfc.grammar.build import MAX_NESTING, Builder, too_deep
-from tfc.grammar.faults import explain
-from tfc.grammar.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
-from tfc.grammar.site import Fault, checked
+from tfc.grammar.syntax.build import MAX_NESTING, Builder, too_deep
+from tfc.grammar.syntax.faults import explain
+from tfc.grammar.syntax.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
+from tfc.grammar.syntax.site import Fault, checked
 from tfc.source import Source, Span
 
 __all__ = ["parse", "read_source"]

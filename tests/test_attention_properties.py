@@ -28,7 +28,7 @@ KERNEL = {k.name: k for k in KERNELS[Attention]}
 ON_CPU = [k for k in KERNELS[Attention] if k.name in ("reference", "xla")]
 NAMED = ("causal", "window", "documents", "dilated", "prefix", "softcap", "alibi", "own")
 
-LIMIT = 120.0
+LIMIT = 60.0
 """Seconds that one interpreted call may take; it takes one or two where nothing else runs."""
 
 INTERPRETED = sizes(
@@ -58,7 +58,7 @@ def test_agrees_with_the_definition(kernel: Kernel):
     """What a kernel does not refuse, it computes as the float64 definition does, gradients too."""
     counted: list[bool] = []
 
-    @settings(max_examples=25)
+    @settings(max_examples=20)
     @given(case=attention_cases())
     def check(case: Case) -> None:
         report = judge(kernel, cases=[case], target=CPU, laws=())
@@ -67,7 +67,7 @@ def test_agrees_with_the_definition(kernel: Kernel):
         assert report.ok, report
 
     check()
-    assert sum(counted) >= 25
+    assert sum(counted) >= 20
 
 
 @pytest.mark.parametrize("kernel", ON_CPU, ids=lambda k: k.name)
@@ -124,10 +124,10 @@ def test_the_property_is_not_vacuous(formula: str, worker: Worker):
 @pytest.mark.parametrize(
     ("formula", "of", "flavour"),
     [
-        ("causal", Sizes(2, 130, 150, 2, 1, 32, DType.BF16), "normal"),
+        ("causal", Sizes(2, 70, 150, 1, 1, 32, DType.BF16), "normal"),
         ("documents", Sizes(1, 160, 160, 1, 1, 32, DType.F16), "documents"),
         ("temperature", Sizes(2, 20, 140, 1, 1, 64, DType.BF16), "normal"),
-        ("padding", Sizes(2, 40, 140, 2, 1, 32, DType.F16), "blind"),
+        ("padding", Sizes(2, 20, 100, 2, 1, 32, DType.F16), "blind"),
     ],
     ids=lambda x: x if isinstance(x, str) else None,
 )
@@ -156,8 +156,9 @@ from tfc.ir.ops import Attention
 xla = next(k for k in KERNELS[Attention] if k.name == "xla")
 
 def build(eqn, target):
-    # waits for an arrival that nobody makes
-    return lambda *operands: threading.Event().wait() if operands[0].shape[1] == 5 else xla.build(eqn, target)(*operands)
+    if eqn.args[0].type.ints[1] == 5:
+        return lambda *operands: threading.Event().wait()  # for an arrival that nobody makes
+    return xla.build(eqn, target)
 
 KERNEL = Kernel(name="planted", op=Attention, refuse=xla.refuse, build=build)
 """
@@ -170,6 +171,6 @@ def test_a_hanging_kernel_is_ended_and_the_suite_goes_on(tmp_path: Path, monkeyp
     kernel = importlib.import_module("planted_kernel").KERNEL
     cases = [Case("causal", attention_eqn(named_op("causal", s), s), 0) for s in (Sizes(n=4), Sizes(n=5), Sizes(n=6))]
     with Worker(environment={"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tmp_path}"}) as worker:
-        report = judge(kernel, cases=cases, target=CPU, laws=(), isolate=20.0, worker=worker, gradients=False)
+        report = judge(kernel, cases=cases, target=CPU, laws=(), isolate=10.0, worker=worker, gradients=False)
     assert [tuple(v.law for v in verdict.violations) for verdict in report.verdicts] == [(), (ENDS,), ()]
     assert str(report).splitlines()[0].startswith("planted: 1 laws violated; 3 cases served")

@@ -9,8 +9,8 @@ import pytest
 
 from tfc.diagnostics import CODES, Diagnostic, Edit
 from tfc.grammar.parser import parse
-from tfc.grammar.scan import Token, scan
-from tfc.grammar.words import RESERVED, WORDS, meant
+from tfc.grammar.syntax.scan import Token, scan
+from tfc.grammar.syntax.words import RESERVED, WORDS, meant
 from tfc.source import Source
 
 GOLDEN = Path(__file__).parents[1] / "golden"

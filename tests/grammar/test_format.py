@@ -11,8 +11,8 @@ from tfc.grammar import ast
 from tfc.grammar.format import WIDTH, format_expr, format_module, format_number
 from tfc.grammar.layout import Group, Line, Nest, commas, fill, render
 from tfc.grammar.parser import parse
-from tfc.grammar.scan import scan
-from tfc.grammar.words import BODIED, FOREIGN, RESERVED, ROLES
+from tfc.grammar.syntax.scan import scan
+from tfc.grammar.syntax.words import BODIED, FOREIGN, RESERVED, ROLES
 from tfc.source import Source, Span
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,7 +10,7 @@ import pytest
 from tfc.diagnostics import CODES, Diagnostic, Edit, TfcError
 from tfc.grammar.lower import lower
 from tfc.grammar.parser import parse
-from tfc.grammar.scan import scan
+from tfc.grammar.syntax.scan import scan
 from tfc.ir.verify import verify
 from tfc.source import Source
 

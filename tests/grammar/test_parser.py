@@ -13,8 +13,8 @@ import pytest
 
 from tfc.diagnostics import CODES
 from tfc.grammar import ast, parser
-from tfc.grammar.build import MAX_NESTING, Builder
-from tfc.grammar.scan import MAX_BYTES, MAX_DEPTH, scan
+from tfc.grammar.syntax.build import MAX_NESTING, Builder
+from tfc.grammar.syntax.scan import MAX_BYTES, MAX_DEPTH, scan
 from tfc.source import Source, Span
 
 SKETCHES = sorted((Path(__file__).parents[1] / "golden" / "syntax").glob("*.tfm"))

@@ -10,8 +10,8 @@ from tfc.formula.expr import Expr, kind_of
 from tfc.formula.scalar import Env, evaluate, pair
 from tfc.grammar import ast
 from tfc.grammar.format import format_module as canonical
-from tfc.grammar.library import library_items
 from tfc.grammar.lower import lower
+from tfc.grammar.lowering.library import library_items
 from tfc.grammar.parser import parse
 from tfc.ir.ops import Index, Masked, Rotate, Score
 from tfc.ir.program import Program
@@ -217,7 +217,7 @@ def test_what_components_own() -> None:
 
 def test_a_library_item_costs_only_itself() -> None:
     """Nothing is parsed that a spec does not use: what the speed of `tfc check` rests on."""
-    from tfc.grammar import library
+    from tfc.grammar.lowering import library
 
     library._library_item.cache_clear()
     assert owned("rms(x)")

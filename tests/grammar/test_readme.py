@@ -8,7 +8,7 @@ import pytest
 from tfc.front import front
 from tfc.grammar import parser
 from tfc.grammar.format import format_module
-from tfc.grammar.words import RESERVED
+from tfc.grammar.syntax.words import RESERVED
 from tfc.source import Source
 
 README = Path(parser.__file__).with_name("README.md").read_text(encoding="utf-8")
@@ -44,5 +44,5 @@ def test_the_reserved_words_are_listed() -> None:
 
 def test_the_files_exist() -> None:
     folder = Path(parser.__file__).parent
-    for name in re.findall(r"`([a-z_]+\.(?:py|lark))`", README.split("## Files")[1]):
+    for name in re.findall(r"`([a-z_/]+\.(?:py|lark))`", README.split("## Files")[1]):
         assert (folder / name).is_file(), name

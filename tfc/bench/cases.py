@@ -1,5 +1,6 @@
 """Attention cases of the benchmark suites: shapes, formulas, the floor that the hardware sets."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class AttentionCase:
 
     @property
     def scale(self) -> float:
-        return float(self.head_dim) ** -0.5
+        return 1 / math.sqrt(self.head_dim)
 
     @property
     def pairs(self) -> int:

@@ -178,7 +178,8 @@ def _flex(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
         return fused(q, k, v, score_mod=modified, block_mask=block, scale=case.scale)
 
     def result() -> jax.Array:
-        return jax.dlpack.from_dlpack(call(*heads_first[0]).transpose(1, 2).contiguous())
+        out: jax.Array = jax.dlpack.from_dlpack(call(*heads_first[0]).transpose(1, 2).contiguous())
+        return out
 
     return TorchRunner(call, heads_first), result
 

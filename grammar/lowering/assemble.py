@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from tfc.grammar.values import Tensor
+from tfc.grammar.lowering.values import Tensor
 from tfc.ir.ops import Constant, Op
 from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
 from tfc.ir.types import DType, Size, TensorType

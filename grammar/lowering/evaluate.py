@@ -6,13 +6,14 @@ from typing import NoReturn
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Var
-from tfc.grammar import ast, core
-from tfc.grammar.algebra import formula_of, leaf, operate
-from tfc.grammar.roles import checked_role, implicit
-from tfc.grammar.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
-from tfc.grammar.segments import check_path, did_you_mean, names_read
-from tfc.grammar.session import LIMITS, Frame, fail, is_library, refuse
-from tfc.grammar.values import (
+from tfc.grammar import ast
+from tfc.grammar.lowering import core
+from tfc.grammar.lowering.algebra import formula_of, leaf, operate
+from tfc.grammar.lowering.roles import checked_role, implicit
+from tfc.grammar.lowering.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
+from tfc.grammar.lowering.segments import check_path, did_you_mean, names_read
+from tfc.grammar.lowering.session import LIMITS, Frame, fail, is_library, refuse
+from tfc.grammar.lowering.values import (
     Builtin,
     Change,
     Component,

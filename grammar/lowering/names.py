@@ -5,9 +5,9 @@ import re
 from tfc.diagnostics import Edit, Note, closest
 from tfc.formula.expr import Apply, Const, Expr, Kind, Var
 from tfc.grammar import ast
+from tfc.grammar.lowering.session import Session, fail
+from tfc.grammar.lowering.values import Failed
 from tfc.grammar.parser import parse
-from tfc.grammar.session import Session, fail
-from tfc.grammar.values import Failed
 from tfc.ir.names import Ignored, Joined, NameEntry, NamesMap, Ours, Path, Transposed
 from tfc.ir.program import Stored
 from tfc.ir.types import IRError

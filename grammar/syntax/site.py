@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tfc.diagnostics import Diagnostic, Edit
-from tfc.grammar.scan import Scan, Token
-from tfc.grammar.words import RESERVED
+from tfc.grammar.syntax.scan import Scan, Token
+from tfc.grammar.syntax.words import RESERVED
 from tfc.source import Source, Span
 
 __all__ = ["CLOSERS", "Fault", "Retry", "Site", "checked"]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from tfc.diagnostics import Edit, closest
 from tfc.grammar import ast
-from tfc.grammar.evaluate import derive, evaluate
-from tfc.grammar.segments import did_you_mean, segments
-from tfc.grammar.session import Frame, fail, refuse
-from tfc.grammar.values import Change, Component, Meaning, describe
+from tfc.grammar.lowering.evaluate import derive, evaluate
+from tfc.grammar.lowering.segments import did_you_mean, segments
+from tfc.grammar.lowering.session import Frame, fail, refuse
+from tfc.grammar.lowering.values import Change, Component, Meaning, describe
 from tfc.source import Span
 
 __all__ = ["change_inside", "component_of", "reach_in"]

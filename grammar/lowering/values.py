@@ -12,8 +12,8 @@ from tfc.ir.types import Dim, DType, TensorType
 from tfc.source import Span
 
 if TYPE_CHECKING:
-    from tfc.grammar.assemble import Builder
-    from tfc.grammar.scope import Scope
+    from tfc.grammar.lowering.assemble import Builder
+    from tfc.grammar.lowering.scope import Scope
 
 __all__ = [
     "NOTHING",

@@ -2,9 +2,9 @@
 
 from tfc.formula.expr import Kind, Token, Var
 from tfc.grammar import ast
-from tfc.grammar.algebra import formula_of, leaf
-from tfc.grammar.session import Frame, fail, refuse
-from tfc.grammar.values import NOTHING, Formula, Meaning, Tensor, describe
+from tfc.grammar.lowering.algebra import formula_of, leaf
+from tfc.grammar.lowering.session import Frame, fail, refuse
+from tfc.grammar.lowering.values import NOTHING, Formula, Meaning, Tensor, describe
 from tfc.ir.types import Dim
 
 __all__ = ["checked_role", "implicit"]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NoReturn
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.formula.expr import Expr, FormulaError
 from tfc.grammar import ast
-from tfc.grammar.assemble import Builder
-from tfc.grammar.values import Change, Failed, Meaning, Place, Tensor
+from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.values import Change, Failed, Meaning, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
 from tfc.ir.types import IRError
 from tfc.source import Source, Span
 
 if TYPE_CHECKING:
-    from tfc.grammar.scope import Scope
+    from tfc.grammar.lowering.scope import Scope
 
 __all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library", "refuse"]
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from tfc.diagnostics import Note
 from tfc.grammar import ast
-from tfc.grammar.algebra import tensor_of
-from tfc.grammar.assemble import Builder
-from tfc.grammar.evaluate import evaluate
-from tfc.grammar.scope import Scope
-from tfc.grammar.segments import names_read, read_first, targets
-from tfc.grammar.session import LIMITS, Frame, Use, fail, refuse
-from tfc.grammar.values import POISON, Component, Meaning, Place, Poisoned, Tensor, describe, is_number
+from tfc.grammar.lowering.algebra import tensor_of
+from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.scope import Scope
+from tfc.grammar.lowering.segments import names_read, read_first, targets
+from tfc.grammar.lowering.session import LIMITS, Frame, Use, fail, refuse
+from tfc.grammar.lowering.values import POISON, Component, Meaning, Place, Poisoned, Tensor, describe, is_number
 from tfc.ir.ops import Repeat
 from tfc.ir.program import Precision
 from tfc.ir.types import Dim, DType, TensorType

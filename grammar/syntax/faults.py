@@ -7,9 +7,9 @@ moves the parser past the fault, so what a diagnostic proposes works; a rule wit
 from collections.abc import Callable, Iterator
 
 from tfc.diagnostics import Diagnostic, Edit, Note
-from tfc.grammar.scan import IN_BODIES, Scan, Token
-from tfc.grammar.site import CLOSERS, Fault, Retry, Site
-from tfc.grammar.words import BODIED, RESERVED, ROLES, WORDS, meant, short
+from tfc.grammar.syntax.scan import IN_BODIES, Scan, Token
+from tfc.grammar.syntax.site import CLOSERS, Fault, Retry, Site
+from tfc.grammar.syntax.words import BODIED, RESERVED, ROLES, WORDS, meant, short
 from tfc.source import Span
 
 __all__ = ["explain"]

@@ -22,10 +22,10 @@ from tfc.formula.expr import (
     walk,
 )
 from tfc.grammar import ast
-from tfc.grammar.algebra import check_kind, formula_of, kind_given
-from tfc.grammar.numbers import whole
-from tfc.grammar.session import Frame, fail, refuse
-from tfc.grammar.values import NOTHING, Formula, Given, Tensor, describe
+from tfc.grammar.lowering.algebra import check_kind, formula_of, kind_given
+from tfc.grammar.lowering.numbers import whole
+from tfc.grammar.lowering.session import Frame, fail, refuse
+from tfc.grammar.lowering.values import NOTHING, Formula, Given, Tensor, describe
 from tfc.ir.ops import Index, Masked, Mix, P, Rotate, S, Score, Scores, Weigh
 from tfc.ir.types import DType
 from tfc.source import Span

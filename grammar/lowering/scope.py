@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tfc.diagnostics import Diagnostic, Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.session import Session, fail
-from tfc.grammar.values import POISON, Failed, Meaning, Poisoned
+from tfc.grammar.lowering.session import Session, fail
+from tfc.grammar.lowering.values import POISON, Failed, Meaning, Poisoned
 from tfc.source import Span
 
 __all__ = [

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from tfc.grammar import ast
-from tfc.grammar.scope import IMPLICIT, FileScope, unknown
-from tfc.grammar.session import Session
-from tfc.grammar.values import Failed, Poisoned
+from tfc.grammar.lowering.scope import IMPLICIT, FileScope, unknown
+from tfc.grammar.lowering.session import Session
+from tfc.grammar.lowering.values import Failed, Poisoned
 
 __all__ = ["check_names"]
 

@@ -5,9 +5,9 @@ from typing import cast
 
 from tfc.diagnostics import Note
 from tfc.formula.expr import INFIX, PRIMITIVES, Apply, Const, Expr, FormulaError, Kind, Read, Var, kind_of
-from tfc.grammar.numbers import fold, foldable
-from tfc.grammar.session import LIMITS, Frame, fail
-from tfc.grammar.values import Formula, Meaning, Tensor, describe, is_number
+from tfc.grammar.lowering.numbers import fold, foldable
+from tfc.grammar.lowering.session import LIMITS, Frame, fail
+from tfc.grammar.lowering.values import Formula, Meaning, Tensor, describe, is_number
 from tfc.ir.ops import Elementwise, promote
 from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from tfc.formula.expr import INFIX
-from tfc.grammar.session import LIMITS, fail
-from tfc.grammar.values import Meaning, Nothing, describe, is_number, is_static
+from tfc.grammar.lowering.session import LIMITS, fail
+from tfc.grammar.lowering.values import Meaning, Nothing, describe, is_number, is_static
 from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
 

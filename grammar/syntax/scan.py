@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 from tfc.diagnostics import Diagnostic, Edit, Note
-from tfc.grammar.words import short
+from tfc.grammar.syntax.words import short
 from tfc.source import Source, Span
 
 __all__ = ["IN_BODIES", "MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token", "check_characters", "scan"]

@@ -5,9 +5,9 @@ from dataclasses import fields
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.scope import FileScope, Scope
-from tfc.grammar.session import fail, refuse
-from tfc.grammar.values import Component
+from tfc.grammar.lowering.scope import FileScope, Scope
+from tfc.grammar.lowering.session import fail, refuse
+from tfc.grammar.lowering.values import Component
 from tfc.source import Span
 
 __all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segments", "targets"]

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.components import change_inside, reach_in
-from tfc.grammar.evaluate import argument, enter
-from tfc.grammar.inputs import bind_type
-from tfc.grammar.scope import FileScope, Scope
-from tfc.grammar.segments import head, segments
-from tfc.grammar.session import Frame, Use, fail, is_library, refuse
-from tfc.grammar.statements import run_body
-from tfc.grammar.values import Change, Component, Meaning, Place, Tensor
+from tfc.grammar.lowering.components import change_inside, reach_in
+from tfc.grammar.lowering.evaluate import argument, enter
+from tfc.grammar.lowering.inputs import bind_type
+from tfc.grammar.lowering.scope import FileScope, Scope
+from tfc.grammar.lowering.segments import head, segments
+from tfc.grammar.lowering.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.lowering.statements import run_body
+from tfc.grammar.lowering.values import Change, Component, Meaning, Place, Tensor
 from tfc.source import Span
 
 __all__ = ["Changes", "bind_input", "check_reached", "inline", "inside", "with_lets"]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from tfc.diagnostics import Note
 from tfc.grammar import ast
-from tfc.grammar.evaluate import evaluate
-from tfc.grammar.numbers import whole
-from tfc.grammar.session import Frame, fail
-from tfc.grammar.values import Meaning, Tensor, describe
+from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.numbers import whole
+from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.values import Meaning, Tensor, describe
 from tfc.ir.types import DType, Size
 from tfc.source import Span
 

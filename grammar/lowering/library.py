@@ -8,11 +8,11 @@ from pathlib import Path
 from tfc.diagnostics import Diagnostic, closest
 from tfc.formula.expr import INFIX, PRIMITIVES
 from tfc.grammar import ast
-from tfc.grammar.core import FUNCTIONS, NOT_BUILT
+from tfc.grammar.lowering.core import FUNCTIONS, NOT_BUILT
+from tfc.grammar.lowering.scope import Define, FileScope, Scope
+from tfc.grammar.lowering.session import LIBRARY, Session, fail
+from tfc.grammar.lowering.values import NOTHING, Builtin, Failed, Meaning
 from tfc.grammar.parser import parse, read_source
-from tfc.grammar.scope import Define, FileScope, Scope
-from tfc.grammar.session import LIBRARY, Session, fail
-from tfc.grammar.values import NOTHING, Builtin, Failed, Meaning
 from tfc.ir.program import Init
 from tfc.ir.types import DType
 from tfc.source import Source

@@ -6,11 +6,11 @@ from dataclasses import replace
 from tfc.diagnostics import Note
 from tfc.formula.expr import Apply, Expr, Kind, Load, Read, Reduce, Var, rewrite, walk
 from tfc.grammar import ast
-from tfc.grammar.algebra import formula_of, merge_fields
-from tfc.grammar.evaluate import is_ellipsis, operand
-from tfc.grammar.segments import names_read
-from tfc.grammar.session import Frame, fail
-from tfc.grammar.values import Formula, Tensor
+from tfc.grammar.lowering.algebra import formula_of, merge_fields
+from tfc.grammar.lowering.evaluate import is_ellipsis, operand
+from tfc.grammar.lowering.segments import names_read
+from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.values import Formula, Tensor
 from tfc.ir.ops import Index, Linear, Take
 from tfc.ir.types import Dim, Size
 from tfc.source import Span

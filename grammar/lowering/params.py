@@ -5,11 +5,11 @@ from itertools import product as cartesian
 
 from tfc.diagnostics import Note, closest
 from tfc.grammar import ast
-from tfc.grammar.evaluate import evaluate
-from tfc.grammar.numbers import whole
-from tfc.grammar.scope import RESERVED, Scope, reserved
-from tfc.grammar.session import LIMITS, Frame, fail, refuse
-from tfc.grammar.values import Builtin, Meaning, Tensor, describe, is_number
+from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.numbers import whole
+from tfc.grammar.lowering.scope import RESERVED, Scope, reserved
+from tfc.grammar.lowering.session import LIMITS, Frame, fail, refuse
+from tfc.grammar.lowering.values import Builtin, Meaning, Tensor, describe, is_number
 from tfc.ir.program import Init
 from tfc.ir.types import Size, TensorType, product
 

@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.algebra import merge_fields, tensor_of
-from tfc.grammar.attend import attend
-from tfc.grammar.numbers import whole
-from tfc.grammar.session import Frame, fail
-from tfc.grammar.values import Given, Meaning, Tensor, describe
+from tfc.grammar.lowering.algebra import merge_fields, tensor_of
+from tfc.grammar.lowering.attend import attend
+from tfc.grammar.lowering.numbers import whole
+from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.values import Given, Meaning, Tensor, describe
 from tfc.ir.ops import Concat, Op, Reduction, Reshape, Take
 from tfc.ir.program import Init
 from tfc.ir.types import DType

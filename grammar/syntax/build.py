@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
-from tfc.grammar.words import BODIED, FOREIGN, ROLES, meant, short
+from tfc.grammar.syntax.words import BODIED, FOREIGN, ROLES, meant, short
 from tfc.source import Source, Span
 
 __all__ = ["MAX_NESTING", "Builder", "too_deep"]

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.grammar import ast
-from tfc.grammar.components import component_of, reach_in
-from tfc.grammar.equations import index_equation
-from tfc.grammar.evaluate import evaluate
-from tfc.grammar.loops import repeat
-from tfc.grammar.params import declare_param
-from tfc.grammar.scope import RESERVED, check_inputs, reserved
-from tfc.grammar.segments import head, names_read
-from tfc.grammar.session import Frame, Use, fail, is_library, refuse
-from tfc.grammar.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
+from tfc.grammar.lowering.components import component_of, reach_in
+from tfc.grammar.lowering.equations import index_equation
+from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.loops import repeat
+from tfc.grammar.lowering.params import declare_param
+from tfc.grammar.lowering.scope import RESERVED, check_inputs, reserved
+from tfc.grammar.lowering.segments import head, names_read
+from tfc.grammar.lowering.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.lowering.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
 from tfc.ir.types import Dim
 from tfc.source import Span
 
