@@ -58,11 +58,6 @@ class Op:
         return self
 
 
-def need(condition: bool, message: str) -> None:
-    if not condition:
-        raise IRError(message)
-
-
 def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
     """The common shape by numpy's rule (aligned at the last axis, 1 stretches)."""
     shape: list[Size] = []
@@ -72,7 +67,8 @@ def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
         for i in range(1, len(t.shape) + 1):
             if shape[-i] == 1:
                 shape[-i] = t.shape[-i]
-            need(t.shape[-i] in (1, shape[-i]), f"{what}: {' and '.join(map(str, types))} do not broadcast")
+            if t.shape[-i] not in (1, shape[-i]):
+                raise IRError(f"{what}: {' and '.join(map(str, types))} do not broadcast")
     return tuple(shape)
 
 
@@ -113,7 +109,8 @@ class Elementwise(Op):
     fn: str
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
-        need(self.fn in PRIMITIVES, f"`{self.fn}` is no primitive")
+        if self.fn not in PRIMITIVES:
+            raise IRError(f"`{self.fn}` is no primitive")
         kind = kind_of(Apply(self.fn, tuple(Var("x", t.dtype.kind) for t in operands)))
         shape = broadcast(operands, self.fn)
         if kind is Kind.BOOL:
@@ -133,8 +130,10 @@ class Reduction(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         (x,) = operands
-        need(self.fn in ("sum", "mean", "max", "min"), f"`{self.fn}` is no reduction")
-        need(x.rank > 0, f"{self.fn} of {x}, which has no axis")
+        if self.fn not in ("sum", "mean", "max", "min"):
+            raise IRError(f"`{self.fn}` is no reduction")
+        if x.rank <= 0:
+            raise IRError(f"{self.fn} of {x}, which has no axis")
         return (x.with_last(1),)
 
 
@@ -157,13 +156,13 @@ class Index(Op):
         for node in walk(self.expr):
             match node:
                 case Var(name, _):
-                    need(name in known, f"index: `{name}` is no index of this equation")
+                    if name not in known:
+                        raise IRError(f"index: `{name}` is no index of this equation")
                 case Read(slot, indices, kind):
-                    need(slot < len(operands), f"index: slot ${slot} of {len(operands)} operands")
-                    need(
-                        len(indices) == operands[slot].rank and kind is operands[slot].dtype.kind,
-                        f"index: {node} does not fit {operands[slot]}",
-                    )
+                    if slot >= len(operands):
+                        raise IRError(f"index: slot ${slot} of {len(operands)} operands")
+                    if not (len(indices) == operands[slot].rank and kind is operands[slot].dtype.kind):
+                        raise IRError(f"index: {node} does not fit {operands[slot]}")
                 case Reduce() | Apply() | Const():
                     pass
                 case _:
@@ -193,7 +192,8 @@ class Take(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         table, ids = operands
-        need(ids.dtype is DType.I32 and table.rank > 0, f"take: {ids} does not index {table}")
+        if not (ids.dtype is DType.I32 and table.rank > 0):
+            raise IRError(f"take: {ids} does not index {table}")
         return (TensorType((*ids.shape, *table.shape[1:]), table.dtype),)
 
 
@@ -208,8 +208,10 @@ class Linear(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         x, weight, *bias = operands
-        need(weight.rank == 2 and x.rank > 0 and x.last == weight.shape[0], f"linear: {x} by {weight}")
-        need(all(b.shape == (weight.last,) for b in bias) and len(bias) <= 1, f"linear: bias {bias} of {weight}")
+        if not (weight.rank == 2 and x.rank > 0 and x.last == weight.shape[0]):
+            raise IRError(f"linear: {x} by {weight}")
+        if not (all(b.shape == (weight.last,) for b in bias) and len(bias) <= 1):
+            raise IRError(f"linear: bias {bias} of {weight}")
         return (x.with_last(weight.last),)
 
 
@@ -222,7 +224,8 @@ class Reshape(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         (x,) = operands
-        need(product(x.shape) == product(self.shape), f"reshape: {x} to {self.shape}")
+        if product(x.shape) != product(self.shape):
+            raise IRError(f"reshape: {x} to {self.shape}")
         return (TensorType(self.shape, x.dtype),)
 
     def bind(self, lengths: Mapping[str, int]) -> "Reshape":
@@ -239,7 +242,8 @@ class Slice(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         (x,) = operands
-        need(isinstance(x.last, int) and 0 <= self.start and self.start + self.size <= x.last, f"slice of {x}")
+        if not (isinstance(x.last, int) and 0 <= self.start and self.start + self.size <= x.last):
+            raise IRError(f"slice of {x}")
         return (x.with_last(self.size),)
 
 
@@ -251,7 +255,8 @@ class Concat(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         head = operands[0]
-        need(all(t.shape[:-1] == head.shape[:-1] and t.dtype is head.dtype for t in operands), "concat: shapes differ")
+        if not all(t.shape[:-1] == head.shape[:-1] and t.dtype is head.dtype for t in operands):
+            raise IRError("concat: shapes differ")
         total: Size = 0
         for t in operands:
             total = total + t.last
@@ -287,9 +292,12 @@ class Rotate(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         x, *positions = operands
-        need(x.rank == 4 and isinstance(x.last, int) and self.dims <= x.last, f"rotate {self.dims} channels of {x}")
-        need(self.dims % 2 == 0 and self.pairing in ("half", "interleaved"), f"rotate: {self.dims} {self.pairing}")
-        need(all(p.shape == x.shape[:2] and p.dtype is DType.I32 for p in positions), "rotate: positions do not fit")
+        if not (x.rank == 4 and isinstance(x.last, int) and self.dims <= x.last):
+            raise IRError(f"rotate {self.dims} channels of {x}")
+        if not (self.dims % 2 == 0 and self.pairing in ("half", "interleaved")):
+            raise IRError(f"rotate: {self.dims} {self.pairing}")
+        if not all(p.shape == x.shape[:2] and p.dtype is DType.I32 for p in positions):
+            raise IRError("rotate: positions do not fit")
         return (x,)
 
     def bind(self, lengths: Mapping[str, int]) -> "Rotate":
@@ -301,17 +309,24 @@ def check_slots(what: str, captured: tuple[TensorType, ...], n: TensorType, m: T
     for node in (node for f in formulas for node in walk(f)):
         match node:
             case Load(slot, side, kind):
-                need(slot < len(captured), f"{what}: slot ${slot} of {len(captured)} operands")
+                if slot >= len(captured):
+                    raise IRError(f"{what}: slot ${slot} of {len(captured)} operands")
                 t, tokens = captured[slot], (n if side == "q" else m).shape[:2]
-                need(t.shape in (tokens, tokens[1:]), f"{what}: {node} reads {t}, the tokens are {tokens}")
-                need(t.dtype.kind is kind, f"{what}: {node} is {kind}, its operand {t}")
+                if t.shape not in (tokens, tokens[1:]):
+                    raise IRError(f"{what}: {node} reads {t}, the tokens are {tokens}")
+                if t.dtype.kind is not kind:
+                    raise IRError(f"{what}: {node} is {kind}, its operand {t}")
             case Read(slot, indices, kind):
-                need(slot < len(captured), f"{what}: slot ${slot} of {len(captured)} operands")
+                if slot >= len(captured):
+                    raise IRError(f"{what}: slot ${slot} of {len(captured)} operands")
                 t = captured[slot]
-                need(len(indices) == t.rank and t.dtype.kind is kind, f"{what}: {node} reads {t}")
-                need(all(kind_of(i) is Kind.INT for i in indices), f"{what}: {node} has an index that is no integer")
+                if not (len(indices) == t.rank and t.dtype.kind is kind):
+                    raise IRError(f"{what}: {node} reads {t}")
+                if not all(kind_of(i) is Kind.INT for i in indices):
+                    raise IRError(f"{what}: {node} has an index that is no integer")
             case Var(name, _):
-                need(name in ("s", "p", "h"), f"{what}: `{name}` means nothing here")
+                if name not in ("s", "p", "h"):
+                    raise IRError(f"{what}: `{name}` means nothing here")
             case Token() | Const() | Apply():
                 pass
             case _:
@@ -336,10 +351,13 @@ class Scores(Op):
 
 
 def check_qk(what: str, q: TensorType, k: TensorType) -> None:
-    need(q.rank == k.rank == 4, f"{what}: q {q} and k {k} are not [batch, time, heads, head_dim]")
-    need((q.shape[0], q.shape[3], q.dtype) == (k.shape[0], k.shape[3], k.dtype), f"{what}: q {q} does not fit k {k}")
+    if not (q.rank == k.rank == 4):
+        raise IRError(f"{what}: q {q} and k {k} are not [batch, time, heads, head_dim]")
+    if (q.shape[0], q.shape[3], q.dtype) != (k.shape[0], k.shape[3], k.dtype):
+        raise IRError(f"{what}: q {q} does not fit k {k}")
     h, g = q.shape[2], k.shape[2]
-    need(isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0, f"{what}: {h} heads over {g} kv_heads")
+    if not (isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0):
+        raise IRError(f"{what}: {h} heads over {g} kv_heads")
 
 
 def _tokens(s: TensorType) -> tuple[TensorType, TensorType]:
@@ -370,7 +388,8 @@ class Masked(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         s, *captured = operands
-        need(kind_of(self.formula) is Kind.BOOL, f"masked: {self.formula} is no boolean")
+        if kind_of(self.formula) is not Kind.BOOL:
+            raise IRError(f"masked: {self.formula} is no boolean")
         check_slots("masked", tuple(captured), *_tokens(s), self.formula)
         return (s,)
 
@@ -401,9 +420,11 @@ class Mix(Op):
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         w, v = operands
         b, h, n, m = w.shape
-        need(v.rank == 4 and v.shape[:2] == (b, m), f"mix: weights {w} do not fit values {v}")
+        if not (v.rank == 4 and v.shape[:2] == (b, m)):
+            raise IRError(f"mix: weights {w} do not fit values {v}")
         g = v.shape[2]
-        need(isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0, f"mix: {h} heads over {g} kv_heads")
+        if not (isinstance(h, int) and isinstance(g, int) and g > 0 and h % g == 0):
+            raise IRError(f"mix: {h} heads over {g} kv_heads")
         return (TensorType((b, n, h, v.last), v.dtype),)
 
 
@@ -427,8 +448,10 @@ class Attention(Op):
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         q, k, v, *captured = operands
         check_qk("attention", q, k)
-        need(v.shape[:3] == k.shape[:3] and v.dtype is k.dtype, f"attention: k {k} does not fit v {v}")
-        need(kind_of(self.mask) is Kind.BOOL, f"attention: mask {self.mask} is no boolean")
+        if not (v.shape[:3] == k.shape[:3] and v.dtype is k.dtype):
+            raise IRError(f"attention: k {k} does not fit v {v}")
+        if kind_of(self.mask) is not Kind.BOOL:
+            raise IRError(f"attention: mask {self.mask} is no boolean")
         check_slots("attention", tuple(captured), q, k, self.score, self.mask, self.weigh)
         lse = DType.F64 if q.dtype is DType.F64 else DType.F32
         return q.with_last(v.last), TensorType((q.shape[0], q.shape[2], q.shape[1]), lse)
@@ -452,12 +475,14 @@ class FeedForward(Op):
         names = ["up", *(["up bias"] if self.biased else [])]
         names += [*(["gate"] if self.gated else []), *(["gate bias"] if self.gated and self.biased else [])]
         names += ["down", *(["down bias"] if self.biased else [])]
-        need(len(operands) == len(names) + 1, f"ffn: {len(operands)} operands, x and {', '.join(names)} expected")
+        if len(operands) != len(names) + 1:
+            raise IRError(f"ffn: {len(operands)} operands, x and {', '.join(names)} expected")
         x, hidden = operands[0], operands[1].last
         for label, t in zip(names, operands[1:], strict=True):
             wide = operands[-1 - self.biased].last if label.startswith("down") else hidden
             deep = hidden if label == "down" else x.last
-            need(t.shape == ((wide,) if "bias" in label else (deep, wide)), f"ffn: {label} {t} does not fit x {x}")
+            if t.shape != ((wide,) if "bias" in label else (deep, wide)):
+                raise IRError(f"ffn: {label} {t} does not fit x {x}")
         return (x.with_last(operands[-1 - self.biased].last),)
 
 
@@ -478,10 +503,13 @@ class Repeat(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         index, *rest = (i.value.type for i in self.body.inputs)
-        need(index == TensorType((), DType.I32), f"repeat: the index is {index}")
-        need(tuple(rest) == operands, f"repeat: the body takes {list(map(str, rest))}, not {list(map(str, operands))}")
+        if index != TensorType((), DType.I32):
+            raise IRError(f"repeat: the index is {index}")
+        if tuple(rest) != operands:
+            raise IRError(f"repeat: the body takes {list(map(str, rest))}, not {list(map(str, operands))}")
         out = tuple(v.type for v in self.body.results)
-        need(out == operands[: self.carries], f"repeat: carries {list(map(str, operands[: self.carries]))} change type")
+        if out != operands[: self.carries]:
+            raise IRError(f"repeat: carries {list(map(str, operands[: self.carries]))} change type")
         return out
 
     def bind(self, lengths: Mapping[str, int]) -> "Repeat":

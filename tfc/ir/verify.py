@@ -66,11 +66,6 @@ def verify(program: Program, *, after: str = "") -> None:
         raise IRError(f"after {after}: {e}" if after else str(e)) from None
 
 
-def need(condition: bool, message: str) -> None:
-    if not condition:
-        raise IRError(message)
-
-
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """The named lengths that a call can bind: those in the shapes of the model's inputs."""
@@ -84,18 +79,23 @@ class Lengths:
 
     def check(self, value: Value) -> None:
         for n in value.type.shape:
-            need(not isinstance(n, int) or n >= 0, f"{value}: {value.type} has a negative size")
+            if not (not isinstance(n, int) or n >= 0):
+                raise IRError(f"{value}: {value.type} has a negative size")
             unknown = sorted(n.names - self.names) if isinstance(n, Dim) else []
-            need(not unknown, f"{value}: {value.type} uses the length {unknown}, which no input's shape has")
+            if unknown:
+                raise IRError(f"{value}: {value.type} uses the length {unknown}, which no input's shape has")
 
 
 def _program(program: Program, lengths: Lengths) -> None:
-    need(NAME.match(program.name) is not None, f"`{program.name}` is no name for a program")
+    if NAME.match(program.name) is None:
+        raise IRError(f"`{program.name}` is no name for a program")
     known: dict[str, Value] = {}
 
     def bound(value: Value) -> None:
-        need(PATH.match(value.name) is not None, f"`{value.name}` is no name for a value")
-        need(value.name not in known, f"{value} is bound twice in {program.name}")
+        if PATH.match(value.name) is None:
+            raise IRError(f"`{value.name}` is no name for a value")
+        if value.name in known:
+            raise IRError(f"{value} is bound twice in {program.name}")
         lengths.check(value)
         known[value.name] = value
 
@@ -103,7 +103,8 @@ def _program(program: Program, lengths: Lengths) -> None:
         bound(declared.value)
         if declared.default is not None:
             kind = declared.value.type
-            need(kind.dtype is DType.I32, f"input {declared.value}: a default is a length, the input is {kind}")
+            if kind.dtype is not DType.I32:
+                raise IRError(f"input {declared.value}: a default is a length, the input is {kind}")
             lengths.check(Value(declared.value.name, TensorType((declared.default,), DType.I32)))
     for param in program.params:
         bound(param.value)
@@ -117,7 +118,8 @@ def _program(program: Program, lengths: Lengths) -> None:
                 bound(out)
         except IRError as e:
             raise IRError(f"{e}\n{_around(program, at)}") from None
-    need(bool(program.results), f"{program.name} has no results")
+    if not program.results:
+        raise IRError(f"{program.name} has no results")
     for result in program.results:
         try:
             _use(result, known)
@@ -126,8 +128,10 @@ def _program(program: Program, lengths: Lengths) -> None:
 
 
 def _use(value: Value, known: dict[str, Value]) -> None:
-    need(value.name in known, f"{value} is used before it is bound")
-    need(known[value.name] == value, f"{value} is used as {value.type} and bound as {known[value.name].type}")
+    if value.name not in known:
+        raise IRError(f"{value} is used before it is bound")
+    if known[value.name] != value:
+        raise IRError(f"{value} is used as {value.type} and bound as {known[value.name].type}")
 
 
 def _around(program: Program, at: int, reach: int = 3) -> str:
@@ -140,35 +144,45 @@ def _around(program: Program, at: int, reach: int = 3) -> str:
 
 def _param(param: Param) -> None:
     what = f"parameter {param.path}"
-    need(PATH.match(param.path) is not None, f"`{param.path}` is no path for a parameter")
-    need(param.value.type.static, f"{what}: {param.value.type} is not a shape of numbers")
-    need(param.init.kind in INITS, f"{what}: `{param.init.kind}` is no way to start")
-    need(not param.trained or param.value.type.dtype.floating, f"{what}: {param.value.type} cannot be trained")
+    if PATH.match(param.path) is None:
+        raise IRError(f"`{param.path}` is no path for a parameter")
+    if not param.value.type.static:
+        raise IRError(f"{what}: {param.value.type} is not a shape of numbers")
+    if param.init.kind not in INITS:
+        raise IRError(f"{what}: `{param.init.kind}` is no way to start")
+    if not (not param.trained or param.value.type.dtype.floating):
+        raise IRError(f"{what}: {param.value.type} cannot be trained")
     if param.init.kind == "table":
         given, asked = len(param.init.table), prod(param.value.type.ints)
-        need(given == asked, f"{what}: a table of {given} numbers for {param.value.type}")
+        if given != asked:
+            raise IRError(f"{what}: a table of {given} numbers for {param.value.type}")
 
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     op = eqn.op
-    need(OPS.get(op.name) is type(op), f"{type(op).__name__} is no operation of the IR")
+    if OPS.get(op.name) is not type(op):
+        raise IRError(f"{type(op).__name__} is no operation of the IR")
     if isinstance(op, Elementwise):
-        need(op.fn in PRIMITIVES, f"`{op.fn}` is no primitive")
+        if op.fn not in PRIMITIVES:
+            raise IRError(f"`{op.fn}` is no primitive")
         fewest: int = PRIMITIVES[op.fn].arity
         most: int | None = fewest
     else:
         fewest, most = ARITY[op.name]
     count = len(eqn.args)
-    need(fewest <= count and (most is None or count <= most), f"{word(op)} does not take {count} operands")
+    if not (fewest <= count and (most is None or count <= most)):
+        raise IRError(f"{word(op)} does not take {count} operands")
     for place, formula in held(op):
         _formula(op, place, formula)
     match op:
         case Index():
             _index(op)
         case Constant(value=value, dtype=dtype):
-            need(not isnan(value), "a constant that is not a number")
+            if isnan(value):
+                raise IRError("a constant that is not a number")
             fits = isinstance(value, bool) if dtype is DType.BOOL else dtype.floating or isinstance(value, int)
-            need(fits and isinstance(value, bool) == (dtype is DType.BOOL), f"constant: {value} is no {dtype}")
+            if not (fits and isinstance(value, bool) == (dtype is DType.BOOL)):
+                raise IRError(f"constant: {value} is no {dtype}")
         case Repeat():
             _repeat(op, lengths)
     types = tuple(a.type for a in eqn.args)
@@ -177,7 +191,8 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
         raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
     given = tuple(out.type for out in eqn.outs)
-    need(inferred == given, f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
+    if inferred != given:
+        raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
 
 
 def _listed(types: Iterable[TensorType]) -> str:
@@ -193,36 +208,48 @@ def _formula(op: Op, place: Place, formula: Expr) -> None:
             case Apply(fn, _) if fn not in PRIMITIVES:
                 raise IRError(f"{what}: `{fn}` is no primitive")
             case Var(name, kind):
-                need(name in known, f"{what}: `{name}` means nothing in {formula}")
-                need(kind is known[name], f"{what}: `{name}` is {known[name]}, not {kind}")
+                if name not in known:
+                    raise IRError(f"{what}: `{name}` means nothing in {formula}")
+                if kind is not known[name]:
+                    raise IRError(f"{what}: `{name}` is {known[name]}, not {kind}")
             case Const(value):
-                need(not isnan(value), f"{what}: a constant that is not a number")
+                if isnan(value):
+                    raise IRError(f"{what}: a constant that is not a number")
             case Reduce(fn, _, _):
-                need(what == "index", f"{what}: {node} outside an index equation")
-                need(fn in REDUCTIONS, f"index: `{fn}` is no reduction")
+                if what != "index":
+                    raise IRError(f"{what}: {node} outside an index equation")
+                if fn not in REDUCTIONS:
+                    raise IRError(f"index: `{fn}` is no reduction")
             case Token() | Load():
-                need(place.tokens, f"{what}: {node} stands for a token, and there is none")
+                if not place.tokens:
+                    raise IRError(f"{what}: {node} stands for a token, and there is none")
             case Read():
-                need(place.captured is not None, f"{what}: {node} reads a slot, and nothing is captured")
+                if place.captured is None:
+                    raise IRError(f"{what}: {node} reads a slot, and nothing is captured")
     try:
         kind = kind_of(formula)
     except FormulaError as e:
         raise IRError(f"{what}: {e}") from None
     fits = place.gives == "any" or (kind is Kind.BOOL) == (place.gives == "boolean")
-    need(fits, f"{what}: {formula} is {kind}, a {place.gives} is asked for")
+    if not fits:
+        raise IRError(f"{what}: {formula} is {kind}, a {place.gives} is asked for")
 
 
 def _index(op: Index) -> None:
     """Indices are distinct words, and each reduced one is used inside one `Reduce` over it, and only there."""
     names = [name for name, _ in (*op.axes, *op.reduced)]
     for name in names:
-        need(NAME.match(name) is not None and name not in WORDS, f"index: `{name}` is no name for an index")
-    need(len(set(names)) == len(names), f"index: {names} has an index twice")
+        if not (NAME.match(name) is not None and name not in WORDS):
+            raise IRError(f"index: `{name}` is no name for an index")
+    if len(set(names)) != len(names):
+        raise IRError(f"index: {names} has an index twice")
     reduced = {name for name, _ in op.reduced}
     runs = [name for node in walk(op.expr) if isinstance(node, Reduce) for name in node.indices]
-    need(sorted(runs) == sorted(reduced), f"index: the expression reduces {runs}, the equation {sorted(reduced)}")
+    if sorted(runs) != sorted(reduced):
+        raise IRError(f"index: the expression reduces {runs}, the equation {sorted(reduced)}")
     loose = sorted(set(_free(op.expr)) & reduced)
-    need(not loose, f"index: {loose} is used outside its reduction")
+    if loose:
+        raise IRError(f"index: {loose} is used outside its reduction")
 
 
 def _free(expr: Expr, inside: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -242,12 +269,17 @@ def _free(expr: Expr, inside: frozenset[str] = frozenset()) -> Iterator[str]:
 
 
 def _repeat(op: Repeat, lengths: Lengths) -> None:
-    need(NAME.match(op.label) is not None, f"repeat: `{op.label}` is no label")
-    need(op.count >= 0, f"repeat: {op.count} turns")
+    if NAME.match(op.label) is None:
+        raise IRError(f"repeat: `{op.label}` is no label")
+    if op.count < 0:
+        raise IRError(f"repeat: {op.count} turns")
     body = op.body
-    need(len(body.inputs) > op.carries >= 0, f"repeat: a body of {len(body.inputs)} inputs for {op.carries} carries")
-    need(len(body.results) == op.carries, f"repeat: {len(body.results)} results of the body for {op.carries} carries")
-    need(all(i.default is None for i in body.inputs), "repeat: an input of the body has a default")
+    if not (len(body.inputs) > op.carries >= 0):
+        raise IRError(f"repeat: a body of {len(body.inputs)} inputs for {op.carries} carries")
+    if len(body.results) != op.carries:
+        raise IRError(f"repeat: {len(body.results)} results of the body for {op.carries} carries")
+    if not all(i.default is None for i in body.inputs):
+        raise IRError("repeat: an input of the body has a default")
     _program(body, lengths)
 
 
@@ -255,8 +287,10 @@ def _paths(program: Program) -> None:
     """Paths are leaves of one tree: none twice, none inside another."""
     count = Counter(p.path for p in program.stored())
     for path, times in count.items():
-        need(times == 1, f"parameter {path} occurs {times} times")
+        if times != 1:
+            raise IRError(f"parameter {path} occurs {times} times")
         above = path.rpartition(".")[0]
         while above:
-            need(above not in count, f"parameter {path} lies inside parameter {above}")
+            if above in count:
+                raise IRError(f"parameter {path} lies inside parameter {above}")
             above = above.rpartition(".")[0]
