@@ -32,13 +32,14 @@ def config_for(head_dim: int, n: int, fields: bool = False) -> Config:
 
     At 128 two consumers fill the register file. Smaller heads leave room for a third, which hides more of the
     exponentials that then outweigh the products; but a third that gets no row only waits.
-    fields: the formulas read fields of the keys. A thread holds a quarter of a key tile's columns, and 128 of
-    them, beside the scores, no longer fit its registers.
+    fields: the formulas read fields of the keys, of which each thread holds a quarter of a tile's columns. Beside
+    the scores and an output of 128 columns, 128 keys' worth do not fit its registers; nor do they fit a third's.
     """
-    block_k, stages = (64, 2) if fields else (128, 1)  # a ring of the same bytes
-    if head_dim == 128 or n <= 2 * ROWS:
-        return Config(consumers=2, block_k=block_k, stages=2 * stages)
-    return Config(consumers=3, block_k=block_k, stages=3 * stages)
+    if fields and head_dim == 128:
+        return Config(consumers=2, block_k=64, stages=4)
+    if head_dim == 128 or fields or n <= 2 * ROWS:
+        return Config(consumers=2, block_k=128, stages=2)
+    return Config(consumers=3, block_k=128, stages=3)
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:

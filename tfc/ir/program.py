@@ -160,8 +160,7 @@ class Program:
             inputs=tuple(Input(value(i.value), default(i.default)) for i in self.inputs),
             params=tuple(replace(p, value=value(p.value)) for p in self.params),
             eqns=tuple(
-                Eqn(tuple(map(value, e.outs)), e.op.bind(lengths), tuple(map(value, e.args)), e.span)
-                for e in self.eqns
+                Eqn(tuple(map(value, e.outs)), e.op.bind(lengths), tuple(map(value, e.args)), e.span) for e in self.eqns
             ),
             results=tuple(map(value, self.results)),
         )
