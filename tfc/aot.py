@@ -153,6 +153,7 @@ def compile_for(name: str, function: Callable[..., Any], *args: Any, donate: tup
     import jax
     from jax.sharding import SingleDeviceSharding
 
+    place = SingleDeviceSharding(device(name))
     capability = named(name).capability
     if capability and _PROCESS.get("mosaic", capability) != capability:
         raise TfcError(
@@ -163,7 +164,6 @@ def compile_for(name: str, function: Callable[..., Any], *args: Any, donate: tup
                 help="compile for one capability a process (each `tfc compile` is one)",
             )
         )
-    place = SingleDeviceSharding(device(name))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
     platform = {"gpu": "cuda"}.get(named(name).platform, named(name).platform)
     began = time.perf_counter()

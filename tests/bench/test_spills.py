@@ -17,7 +17,12 @@ pytestmark = pytest.mark.aot
 DTYPES = {DType.BF16: jnp.bfloat16, DType.F32: jnp.float32, DType.I32: jnp.int32}
 
 
-@pytest.mark.parametrize("case", ATTENTION, ids=lambda c: c.name)
+OLD = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12)
+KNOWN = pytest.mark.xfail(OLD, strict=True, reason="JAX 0.11's code for softcap spills 12 bytes, 0.12's does not")
+CASES = [pytest.param(c, id=c.name, marks=[KNOWN] if c.name.startswith("softcap") else []) for c in ATTENTION]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_no_benchmarked_kernel_spills(case: AttentionCase) -> None:
     if lacking := aot.missing("h200"):
         (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
