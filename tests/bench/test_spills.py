@@ -1,4 +1,4 @@
-"""Every benchmarked attention compiles for an absent H200, and its kernel keeps everything in registers."""
+"""Every benchmarked attention compiles for an absent H200, and all but one keep everything in registers."""
 
 import os
 
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.aot
 DTYPES = {DType.BF16: jnp.bfloat16, DType.F32: jnp.float32, DType.I32: jnp.int32}
 
 
-OLD = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12)
-KNOWN = pytest.mark.xfail(OLD, strict=True, reason="JAX 0.11's code for softcap spills 12 bytes, 0.12's does not")
-CASES = [pytest.param(c, id=c.name, marks=[KNOWN] if c.name.startswith("softcap") else []) for c in ATTENTION]
+SPILLS = pytest.mark.xfail(
+    strict=True, reason="softcap spills 4 bytes (12 compiled by JAX 0.11); half the key tile spills none and took 9 % longer"
+)
+CASES = [pytest.param(c, id=c.name, marks=[SPILLS] if c.name.startswith("softcap") else []) for c in ATTENTION]
 
 
 @pytest.mark.parametrize("case", CASES)
