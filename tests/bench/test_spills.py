@@ -18,7 +18,7 @@ DTYPES = {DType.BF16: jnp.bfloat16, DType.F32: jnp.float32, DType.I32: jnp.int32
 
 
 SPILLS = pytest.mark.xfail(
-    strict=True, reason="softcap spills 4 bytes (JAX 0.11: 12); half the key tile spills none and took 9 % longer"
+    strict=True, reason="softcap spills 4 bytes (JAX 0.11: 12); half the key tile took 9 % longer in an earlier build"
 )
 CASES = [pytest.param(c, id=c.name, marks=[SPILLS] if c.name.startswith("softcap") else []) for c in ATTENTION]
 
