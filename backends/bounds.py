@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.scipy.special import ndtri
 
 from tfc.formula.arithmetic import NOTHING_KNOWN, Interval, Numbers
-from tfc.formula.expr import Expr, FormulaError, Kind, Load, Read, Token, Var, kind_of, walk
+from tfc.formula.expr import Expr, FormulaError, Kind, Load, Read, Token, Var, kind_of, sides, walk
 from tfc.formula.fields import DerivedField, split_fields
 from tfc.formula.interval import compiled
 from tfc.formula.scalar import INT_MAX, INT_MIN
@@ -35,7 +36,7 @@ def visited_ranges(
     """The key tiles that each query tile visits under a mask.
 
     captured: the arrays of the formula's slots, in order: [B, N] or [N] for a field of `q`, [B, M] or [M] for one
-    of `k`, any shape for a table. n, m: queries and keys; query i has position i + (m - n).
+    of `k`, with axes of its own after them where the mask indexes it; any shape for a table. n, m: queries and keys; query i has position i + (m - n).
     results: counts int32 [Br, Hr, Tq], ranges int32 [Br, Hr, Tq, R, 3]: the first `counts` of the R triples
     (start, end, full) are sorted and disjoint, the others (0, 0, 0). Br is `batch` or 1, where no field has a
     batch axis; Hr is `heads` or 1, where the mask does not read `h`; R is at least 1.
@@ -160,6 +161,7 @@ FUNCTIONS: Mapping[str, Any] = {
     "erf": lax.erf,
     "sin": jnp.sin,
     "cos": jnp.cos,
+    "normal_quantile": ndtri,
 }
 
 
@@ -178,7 +180,7 @@ def _ends(x: Array, kind: Kind, axes: tuple[int, ...]) -> Interval:
 
 
 class _Case:
-    """A mask and its arrays.
+    """A mask and its arrays. leaves: the values of tokens, fields and the head, as intervals.
 
     Values and bounds have four axes, batch, heads, query tokens or tiles, key tokens or tiles, each of length 1
     where nothing depends on it.
@@ -188,34 +190,56 @@ class _Case:
         self.n, self.m = n, m
         self.formula, self.fields = split_fields(mask)
         self.tables: dict[int, Array] = {}
-        self.leaves: dict[Expr, Array] = {
-            Token("q"): jnp.arange(m - n, m, dtype=jnp.int32)[None, None, :, None],
-            Token("k"): jnp.arange(m, dtype=jnp.int32)[None, None, None, :],
-            H: jnp.arange(heads, dtype=jnp.int32)[None, :, None, None],
+        self.leaves: dict[Expr, Interval] = {
+            Token("q"): _known(jnp.arange(m - n, m, dtype=jnp.int32)[None, None, :, None], Kind.INT),
+            Token("k"): _known(jnp.arange(m, dtype=jnp.int32)[None, None, None, :], Kind.INT),
+            H: _known(jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], Kind.INT),
         }
-        for node in walk(mask):
+        batch, nodes = 1, list(walk(mask))
+        for node in nodes:
             if isinstance(node, Read):
                 self.tables[node.slot] = jnp.asarray(captured[node.slot]).astype(DTYPES[node.kind])
-            elif isinstance(node, Load):
-                self.leaves[node] = self._loaded(node, jnp.asarray(captured[node.slot]))
-        self.axes = (max([x.shape[0] for x in self.leaves.values()]), heads if H in set(walk(mask)) else 1)
+        for node in reversed(nodes):  # a field before the one that it is an index of
+            if isinstance(node, Load):
+                x = self._rows(node, jnp.asarray(captured[node.slot]))
+                batch = max(batch, x.shape[0])
+                if not node.indices:
+                    x = x[:, None, :, None] if node.side == "q" else x[:, None, None, :]
+                    self.leaves[node] = _known(x, node.kind)
+                elif len(sides(node)) == 1:
+                    self.leaves[node] = self._chosen(node, x)
+        self.axes = (batch, heads if H in set(nodes) else 1)
 
-    def _loaded(self, node: Load, x: Array) -> Array:
-        tokens = self.n if node.side == "q" else self.m
-        if x.ndim not in (1, 2) or x.shape[-1] != tokens:
+    def _rows(self, node: Load, x: Array) -> Array:
+        """A field's values as [B or 1, tokens, ...]."""
+        tokens, axes = self.n if node.side == "q" else self.m, len(node.indices)
+        if x.ndim not in (1 + axes, 2 + axes) or x.shape[x.ndim - 1 - axes] != tokens:
             raise FormulaError(f"`{node}` reads an array of shape {x.shape}, there are {tokens} tokens")
-        x = (x if x.ndim == 2 else x[None]).astype(DTYPES[node.kind])
-        return x[:, None, :, None] if node.side == "q" else x[:, None, None, :]
+        return (x if x.ndim == 2 + axes else x[None]).astype(DTYPES[node.kind])
 
-    def tokens(self, derived: DerivedField) -> Interval:
-        """A field's value for each token, as an interval: reals have a width."""
-        used = [leaf for leaf in self.leaves if leaf in set(walk(derived.expr))]
-        formula = compiled(derived.expr, {leaf: i for i, leaf in enumerate(used)}, TRACED, self.tables)
-        return formula([_known(self.leaves[leaf], kind_of(leaf)) for leaf in used])
+    def _chosen(self, node: Load, x: Array) -> Interval:
+        """The element of each token that the indices give, anything where they are not known."""
+        shape = (self.n, 1) if node.side == "q" else (1, self.m)
+        batch = jnp.arange(x.shape[0])[:, None, None, None]
+        at, alone = [], jnp.asarray(True)
+        for index, size in zip(node.indices, x.shape[2:], strict=True):
+            lo, hi = (jnp.clip(end, 0, size - 1) for end in self.values(index))
+            at.append(lo)
+            alone &= lo == hi
+        token = jnp.arange(x.shape[1]).reshape(1, 1, *shape)
+        lo, hi = _known(x[(batch, token, *at)], node.kind)
+        nothing = NOTHING_KNOWN[node.kind]
+        return jnp.where(alone, lo, nothing[0]), jnp.where(alone, hi, nothing[1])
+
+    def values(self, expr: Expr) -> Interval:
+        """A formula's value for each token, as an interval: reals have a width."""
+        used = [leaf for leaf in self.leaves if leaf in set(walk(expr))]
+        formula = compiled(expr, {leaf: i for i, leaf in enumerate(used)}, TRACED, self.tables)
+        return formula([self.leaves[leaf] for leaf in used])
 
     def bounds(self, derived: DerivedField, block_q: int, block_k: int) -> Interval:
         """A field's bounds over each tile; the tokens missing from the last tile are copies of its last one."""
-        ends = self.tokens(derived)
+        ends = self.values(derived.expr)
         if derived.side is None:
             return ends
         axis, count, block = (2, self.n, block_q) if derived.side == "q" else (3, self.m, block_k)

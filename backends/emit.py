@@ -2,6 +2,8 @@
 
 Shapes are bound when the function is traced, from the inputs' shapes. Each equation becomes a call of the first
 kernel that serves it, a `repeat` a `lax.scan` over its stacked parameters, so compile time does not grow with depth.
+A `route` is a scan over its copies, each of which sees every token: right, and as much work as if all were chosen.
+A parameter in a format that rounds is rounded where a program reads it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.binding import Bound, bind_call
-from tfc.backends.kernel import Kernel, Target
+from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.reach import check_reach
 from tfc.backends.table import KERNELS, choose, known, named
+from tfc.backends.waits import WAITING, found, waits
+from tfc.backends.weights import rounding, turned
 from tfc.diagnostics import Diagnostic, TfcError
-from tfc.ir.ops import Repeat
-from tfc.ir.program import Eqn, Program
+from tfc.ir.ops import Repeat, Route
+from tfc.ir.program import Eqn, Param, Program
 from tfc.ir.types import DType
 from tfc.ir.verify import verify
 from tfc.source import Span
@@ -29,9 +33,10 @@ Array = jax.Array
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One equation's kernel. Equations of a repeat's body appear once, with the number of turns.
+    """One equation's kernel. Equations of a body appear once, with the number of turns or copies; a route itself is
+    `emit`'s work, its kernel called `loop`.
 
-    within: label and count of each enclosing repeat, outermost first. count: how often a call runs it.
+    within: label and count of each enclosing repeat and route, outermost first. count: how often a call runs it.
     refusals: (kernel, reason) of those asked before. notes: what the kernel says of itself, and of its gradients.
     """
 
@@ -71,7 +76,7 @@ class Emitted:
     implementation: str | None = None
 
     def __call__(self, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> tuple[Array, ...]:
-        """The program's results.
+        """The program's results, then its reports.
 
         params: arrays by path, stacked for the bodies of repeats. inputs: arrays by name, those with a default
         may be missing. Differentiable in reverse; traceable under jit. Raises TfcError: E701 to E703 for inputs
@@ -104,17 +109,22 @@ def emit(program: Program, target: Target, implementation: str | None = None) ->
 
     implementation: the kernel to use wherever an operation has one of that name; other operations choose for
     themselves. Raises TfcError: E811 for a name that no kernel has, E813 where no operation of the program has it,
-    E814 for float64 that JAX was not told to enable.
+    E814 for float64 that JAX was not told to enable, E819 for what no backend runs yet.
     """
     known(implementation)
-    found = {type(e.op) for e in _equations(program)}
-    if implementation is not None and not any(named(op, implementation) for op in found):
+    if missing := waits(program):
+        places = {name: path for name, path in reversed(list(found(program)))}
+        facts = [f"{WAITING[name]} (`{places[name]}`)" for name in missing]
+        hint = "`tfc check` and `tfc show` work; leave the format out to run the model"
+        raise TfcError(Diagnostic("E819", f"{program.name} needs {'; '.join(facts)}", help=hint))
+    present = {type(e.op) for e in _equations(program)}
+    if implementation is not None and not any(named(op, implementation) for op in present):
         serves = sorted(op.name for op, row in KERNELS.items() if any(k.name == implementation for k in row))
         raise TfcError(
             Diagnostic(
                 "E813",
                 f"nothing in {program.name} can use the implementation `{implementation}`",
-                help=f"it serves {', '.join(serves)}; the program has {', '.join(sorted(op.name for op in found))}",
+                help=f"it serves {', '.join(serves)}; the program has {', '.join(sorted(op.name for op in present))}",
             )
         )
     wide = any(v.type.dtype is DType.F64 for e in _equations(program) for v in (*e.args, *e.outs))
@@ -126,9 +136,10 @@ def emit(program: Program, target: Target, implementation: str | None = None) ->
 
 
 def _equations(program: Program) -> Iterator[Eqn]:
-    """Every equation that a kernel serves, those of bodies included."""
+    """Every equation that a kernel serves, those of bodies and the roundings of parameters included."""
+    yield from filter(None, map(rounding, program.params))
     for eqn in program.eqns:
-        if isinstance(eqn.op, Repeat):
+        if isinstance(eqn.op, Repeat | Route):
             yield from _equations(eqn.op.body)
         else:
             yield eqn
@@ -137,8 +148,11 @@ def _equations(program: Program) -> Iterator[Eqn]:
 def _rows(
     program: Program, target: Target, implementation: str | None, within: tuple[tuple[str, int], ...]
 ) -> Iterator[Row]:
-    for eqn in program.eqns:
-        if isinstance(eqn.op, Repeat):
+    for eqn in [*filter(None, map(rounding, program.params)), *program.eqns]:
+        if isinstance(eqn.op, Repeat | Route):
+            if isinstance(eqn.op, Route):
+                notes = {"copies": f"each of the {eqn.op.count} computes every token; those not chosen count zero times"}
+                yield Row(eqn=eqn, within=within, kernel="loop", refusals=(), notes=notes)
             yield from _rows(eqn.op.body, target, implementation, (*within, (eqn.op.label, eqn.op.count)))
             continue
         choice = choose(eqn, target, implementation)
@@ -155,39 +169,86 @@ def _run(
     params: Mapping[str, Array],
     inputs: Mapping[str, Array],
 ) -> tuple[Array, ...]:
-    """The results of a bound program, equation by equation."""
+    """The results of a bound program, equation by equation, then its reports."""
     values = dict(inputs)
     for p in program.params:
-        values[p.value.name] = params[p.path] if p.trained else jax.lax.stop_gradient(params[p.path])
+        x = params[p.path] if p.trained else jax.lax.stop_gradient(params[p.path])
+        values[p.value.name] = _rounded(p, target, implementation, x)
     for eqn in program.eqns:
         operands = [values[a.name] for a in eqn.args]
         if isinstance(eqn.op, Repeat):
             results = _scan(eqn.op, target, implementation, params, operands)
+        elif isinstance(eqn.op, Route):
+            results = _route(eqn, eqn.op, target, implementation, params, operands)
         else:
             kernel = choose(eqn, target, implementation).kernel
             with jax.named_scope(eqn.op.name):
                 results = _callable(kernel, eqn, target)(*operands)
         values.update((out.name, x) for out, x in zip(eqn.outs, results, strict=True))
-    return tuple(values[v.name] for v in program.results)
+    return tuple(values[v.name] for v in (*program.results, *(v for _, v in program.reports)))
+
+
+def _rounded(param: Param, target: Target, implementation: str | None, x: Array) -> Array:
+    """The parameter as its format keeps it; each turn of the loops it belongs to by itself."""
+    eqn = rounding(param)
+    if eqn is None:
+        return x
+    call = _callable(choose(eqn, target, implementation).kernel, eqn, target)
+
+    def one(x: Array) -> Array:
+        return turned(call(turned(x))[0])
+
+    for _ in param.repeats:
+        one = jax.vmap(one)
+    return one(x)
 
 
 def _scan(
     op: Repeat, target: Target, implementation: str | None, params: Mapping[str, Array], operands: list[Array]
 ) -> tuple[Array, ...]:
-    """The body, turn after turn; a turn sees its own slice of the stacked parameters."""
+    """The body, turn after turn; a turn sees its own slice of the stacked parameters. Reports come stacked."""
     names = [i.value.name for i in op.body.inputs]
     stacked = {s.path: params[s.path] for s in op.body.stored()}
     invariants = operands[op.carries :]
 
-    def turn(carried: tuple[Array, ...], own: tuple[Array, Mapping[str, Array]]) -> tuple[tuple[Array, ...], None]:
+    def turn(
+        carried: tuple[Array, ...], own: tuple[Array, Mapping[str, Array]]
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         index, slices = own
         inputs = dict(zip(names, (index, *carried, *invariants), strict=True))
-        return _run(op.body, target, implementation, slices, inputs), None
+        results = _run(op.body, target, implementation, slices, inputs)
+        return results[: op.carries], results[op.carries :]
 
     with jax.named_scope(op.label):
         turns = (jnp.arange(op.count, dtype=jnp.int32), stacked)
-        carried, _ = jax.lax.scan(turn, tuple(operands[: op.carries]), turns, length=op.count)
-    return carried
+        carried, reports = jax.lax.scan(turn, tuple(operands[: op.carries]), turns, length=op.count)
+    return (*carried, *reports)
+
+
+def _route(
+    eqn: Eqn, op: Route, target: Target, implementation: str | None, params: Mapping[str, Array], operands: list[Array]
+) -> tuple[Array, ...]:
+    """Copy after copy on every token, its results weighed and added up in float32 (float64 beside float64)."""
+    x, chosen, weight, *invariants = operands
+    names = [i.value.name for i in op.body.inputs]
+    stacked = {s.path: params[s.path] for s in op.body.stored()}
+    out = eqn.out.type
+    real = jnp.promote_types(jnp.promote_types(DTYPES[out.dtype], weight.dtype), jnp.float32)
+
+    def copy(total: Array, own: tuple[Array, Mapping[str, Array]]) -> tuple[Array, None]:
+        index, slices = own
+        inputs = dict(zip(names, (index, x, *invariants), strict=True))
+        (y,) = _run(op.body, target, implementation, slices, inputs)
+        mine = chosen == index
+        share = jnp.sum(jnp.where(mine, weight.astype(real), 0), axis=-1)
+        wide = [*share.shape, *[1] * (len(out.shape) - 2)]
+        chose = jnp.any(mine, axis=-1).reshape(wide)  # an infinity that a copy makes of another's token adds nothing
+        return total + share.reshape(wide) * jnp.where(chose, y.astype(real), 0), None
+
+    with jax.named_scope(op.label):
+        copies = (jnp.arange(op.count, dtype=jnp.int32), stacked)
+        total, _ = jax.lax.scan(copy, jnp.zeros(out.ints, real), copies, length=op.count)
+    return (total.astype(DTYPES[out.dtype]),)
 
 
 def _callable(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:

@@ -9,6 +9,7 @@ from tfc.backends.kernel import Target
 from tfc.backends.table import KERNELS
 from tfc.formula.expr import Const, Kind, Read, Token, Var, apply
 from tfc.ir import ops
+from tfc.ir.formats import Format
 from tfc.ir.ops import Op, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
@@ -43,6 +44,11 @@ TYPICAL: Mapping[type[Op], tuple[Op, tuple[TensorType, ...]]] = {
         ops.FeedForward(activation=apply("tanh", _U), gated=False, biased=False),
         (_t(2, 512, 512), _t(512, 2048), _t(2048, 512)),
     ),
+    ops.Recurrence: (ops.Recurrence(decay="token"), (_Q, _Q, _Q, _t(2, 512, 8, dtype=DType.F32))),
+    ops.Top: (ops.Top(count=2), (_t(2, 512, 8, dtype=DType.F32),)),
+    ops.Calibrated: (ops.Calibrated(path="calibrated"), (_t(2, 8, dtype=DType.F32),)),
+    ops.Rounded: (ops.Rounded(format=Format("fp8", (("variant", "e4m3"), ("per", "tensor")))), (_t(2, 512, 512),)),
+    ops.ArrayFunction: (ops.ArrayFunction(fn="apportion", settings=(("total", 8),)), (_t(4, dtype=DType.F32),)),
 }
 """An everyday equation of each operation: bf16, eight heads of 64, causal."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from tfc.backends.reference.program import define
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.formula.expr import Read, Var, walk
-from tfc.ir.ops import Cast, Index, Repeat, Reshape, Take
+from tfc.ir.ops import Cast, Index, Repeat, Reshape, Route, Take
 from tfc.ir.program import Eqn, Program, Value
 from tfc.ir.types import DType
 
@@ -70,8 +70,18 @@ def _indexed(program: Program, names: Mapping[Value, str], outer: Mapping[Value,
                 known = {v: same[a] for v, a in zip(inner[carries:], eqn.args[carries:], strict=True) if a in same}
                 tables = {v: titles[a] for v, a in zip(inner[carries:], eqn.args[carries:], strict=True) if a in titles}
                 yield from _indexed(body, known, tables)
+            case Route(body=body):
+                passed = list(zip([i.value for i in body.inputs][1:], _into(eqn), strict=True))
+                known = {v: same[a] for v, a in passed if a in same}
+                yield from _indexed(body, known, {v: titles[a] for v, a in passed if a in titles})
             case _:
                 pass
+
+
+def _into(eqn: Eqn) -> tuple[Value, ...]:
+    """The operands of a route that its body sees: the tokens and the invariants."""
+    x, _, _, *rest = eqn.args
+    return (x, *rest)
 
 
 def check_reach(program: Program) -> None:
@@ -106,6 +116,10 @@ def _reach(program: Program, constants: Mapping[Value, Array], outer: Mapping[Va
                 known = {v: x for v, x in known.items() if v in inner[eqn.op.carries :]}
                 tables = {v: titles[a] for v, a in zip(inner, eqn.args, strict=True) if a in titles}
                 yield from _reach(body, known, tables)
+            case Route(body=body):
+                passed = list(zip([i.value for i in body.inputs][1:], _into(eqn), strict=True))
+                known = {v: fixed[a] for v, a in passed if a in fixed}
+                yield from _reach(body, known, {v: titles[a] for v, a in passed if a in titles})
             case _:
                 pass
         _compute(eqn, fixed)
@@ -113,7 +127,7 @@ def _reach(program: Program, constants: Mapping[Value, Array], outer: Mapping[Va
 
 def _compute(eqn: Eqn, fixed: dict[Value, Array]) -> None:
     """Enters an integer result whose operands are all known."""
-    if isinstance(eqn.op, Repeat) or len(eqn.outs) != 1 or eqn.out.type.dtype is not DType.I32:
+    if isinstance(eqn.op, Repeat | Route) or len(eqn.outs) != 1 or eqn.out.type.dtype is not DType.I32:
         return
     if all(a in fixed for a in eqn.args) and math.prod(eqn.out.type.ints) <= LARGEST:
         with jax.ensure_compile_time_eval():

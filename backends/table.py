@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from tfc.backends.kernel import Kernel, Target
 from tfc.backends.pallas_gpu import attention as pallas_gpu_attention
 from tfc.backends.reference import program as reference
-from tfc.backends.xla import arrays, attention, cudnn, index, linear, rotate
+from tfc.backends.tilewise import tilewise
+from tfc.backends.xla import arrays, attention, cudnn, formats, index, linear, recurrence, rotate, routing
 from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir import ops
 from tfc.ir.ops import Op
@@ -17,21 +18,25 @@ __all__ = ["IMPLEMENTATIONS", "KERNELS", "Choice", "choose", "known", "named"]
 _FASTER: Mapping[type[Op], tuple[Kernel, ...]] = {
     # Each row is asked from left to right. tfc's own attention comes before cuDNN's: on Hopper it is the one that
     # skips what a formula leaves out; cuDNN before jnp, which keeps all N x M scores in memory.
-    ops.Attention: (pallas_gpu_attention.KERNEL, cudnn.KERNEL, attention.KERNEL),
+    ops.Attention: (tilewise(pallas_gpu_attention.KERNEL), cudnn.KERNEL, attention.KERNEL),
     ops.FeedForward: (linear.FFN,),
     ops.Linear: (linear.LINEAR,),
     ops.Index: (index.INDEX,),
     ops.Take: (index.TAKE,),
     ops.Rotate: (rotate.KERNEL,),
+    ops.Recurrence: (recurrence.RECURRENCE,),
+    ops.Top: (routing.TOP,),
+    ops.Calibrated: (routing.CALIBRATED,),
+    ops.Rounded: (formats.ROUNDED,),
     **{op: (kernel,) for op, kernel in attention.KERNELS.items() if op is not ops.Attention},
     **{op: (kernel,) for op, kernel in arrays.KERNELS.items()},
 }
 
 KERNELS: Mapping[type[Op], tuple[Kernel, ...]] = {
-    op: (*_FASTER.get(op, ()), reference.KERNELS[op]) for op in ops.OPS.values() if op is not ops.Repeat
+    op: (*_FASTER.get(op, ()), reference.KERNELS[op]) for op in ops.OPS.values() if op not in (ops.Repeat, ops.Route)
 }
-"""Per operation, its kernels in the order asked; the reference is last and serves every target. A repeat is no
-kernel's work: `emit` makes a loop of it."""
+"""Per operation, its kernels in the order asked; the reference is last and serves every target. A repeat or a route is
+no kernel's work: `emit` makes a loop of it."""
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(dict.fromkeys(k.name for row in KERNELS.values() for k in row))
 """What `implementation=` takes."""

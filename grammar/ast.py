@@ -18,6 +18,7 @@ __all__ = [
     "Equation",
     "Expr",
     "Import",
+    "Index",
     "Item",
     "Label",
     "Let",
@@ -119,10 +120,22 @@ class Attribute(Expr):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Index(Expr):
+    """An index where it is bound, `t` or `t: T // 2`; size says how far it goes, None: as far as the axes it reads.
+
+    Of an index equation's result (the first perhaps `..`), and, with a size, in the head of a reducer: `sum[i: 3]`.
+    """
+
+    name: str
+    size: Expr | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subscript(Expr):
     """`slope[h]`, `int[B, T]`, and the head of a reducer, `sum[c]`. The bracket touches what it follows.
 
-    The first index may be `..`, a Name of that id: all the axes before the others.
+    The first index may be `..`, a Name of that id: all the axes before the others. Only where a call follows may an
+    index carry its size, an Index.
     """
 
     value: Expr
@@ -261,7 +274,7 @@ class Equation(Item):
     indices: None for the first; those of an index equation, the first perhaps `..`."""
 
     target: str
-    indices: tuple[str, ...] | None
+    indices: tuple[Index, ...] | None
     value: Expr
 
 

@@ -103,6 +103,8 @@ def _expr(node: ast.Expr) -> Doc:
             return (_callee(value), "@", label)
         case ast.Subscript(value=value, indices=indices):
             return (_callee(value), commas("[", [_expr(i) for i in indices], "]"))
+        case ast.Index(name=name, size=size):
+            return (f"{name}: ", _expr(size)) if size is not None else name
         case ast.Call(callee=callee, arguments=arguments):
             return (_callee(callee), commas("(", [_argument(a) for a in arguments], ")"))
         case ast.Derived(base=base, changes=changes):
@@ -288,7 +290,8 @@ def _plain(item: ast.Item) -> Doc:
             given = commas("(", [_input(i) for i in inputs], ")") if inputs else ""
             return (f"{role} {name}", given, " = ", _expr(formula))
         case ast.Equation(target=target, indices=indices, value=value):
-            return (target + (f"[{', '.join(indices)}]" if indices is not None else "") + " = ", _expr(value))
+            head: Doc = (target, commas("[", [_expr(i) for i in indices], "]")) if indices is not None else target
+            return (head, " = ", _expr(value))
         case ast.Return(value=value):
             return ("return ", _expr(value))
         case ast.Report(name=name, value=value):

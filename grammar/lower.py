@@ -11,6 +11,7 @@ from tfc.grammar import ast
 from tfc.grammar.lowering import calls
 from tfc.grammar.lowering.assemble import Builder
 from tfc.grammar.lowering.check import check_names
+from tfc.grammar.lowering.choices import alternatives, check_chosen
 from tfc.grammar.lowering.components import component_of
 from tfc.grammar.lowering.evaluate import argument, derive, evaluate
 from tfc.grammar.lowering.inputs import type_of
@@ -18,6 +19,7 @@ from tfc.grammar.lowering.library import Library, core_scope, imported
 from tfc.grammar.lowering.names import names_map
 from tfc.grammar.lowering.params import make_param
 from tfc.grammar.lowering.scope import FileScope, Scope, name_span
+from tfc.grammar.lowering.seen import Seen
 from tfc.grammar.lowering.session import Frame, Session, fail, is_library, refuse
 from tfc.grammar.lowering.statements import run_body
 from tfc.grammar.lowering.values import (
@@ -44,24 +46,32 @@ __all__ = ["Lowered", "lower"]
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What a file means: the entered model's program, checkpoint names, `let`s after overriding, warnings."""
+    """What a file means: the entered model's program, checkpoint names, `let`s after overriding, warnings.
+
+    choices: what the `let`s of this file that are a `choice` offer, the default first.
+    """
 
     program: Program
     names: Mapping[str, NamesMap] = field(default_factory=dict)
     lets: Mapping[str, object] = field(default_factory=dict)
     doc: str = ""
     warnings: tuple[Diagnostic, ...] = ()
+    choices: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 def lower(
-    module: ast.Module, sets: Mapping[str, object] | None = None, model: str | None = None, folder: Path | None = None
+    module: ast.Module,
+    sets: Mapping[str, object] | None = None,
+    model: str | None = None,
+    folder: Path | None = None,
+    seen: Seen | None = None,
 ) -> Lowered:
     """Lower the entered model: the one named, else the last of the file.
 
     sets: other values for `let`s of this file, as values or as text (`"2"`, `"bf16"`). folder: where imports are
-    looked up. Raises TfcError with every complaint found.
+    looked up. seen: filled with what lowering comes across, for editors. Raises TfcError with every complaint found.
     """
-    session = Session(sets=sets or {}, inline=calls.inline)
+    session = Session(sets=sets or {}, inline=calls.inline, apply=calls.apply, seen=seen)
     with _deep_enough():
         try:
             lowered = _Lowering(session, module, folder).run(model)
@@ -118,9 +128,14 @@ class _Lowering:
         match item:
             case ast.Let(bindings=bindings):
                 binding = next(b for b in bindings if b.name == name)
-                value = evaluate(binding.value, frame)
+                offered = alternatives(binding.value, frame)
+                value = evaluate(binding.value, frame) if offered is None else offered[0]
+                if offered is not None:
+                    scope.choices[name] = offered
                 if scope is self.scope and name in self.session.sets:
-                    return self._override(name, value, binding, frame)
+                    value = self._override(name, value, binding, frame)
+                    if offered is not None:
+                        check_chosen(name, value, offered, binding.span)
                 return value
             case ast.Block():
                 return Component(item, scope, name)
@@ -163,17 +178,19 @@ class _Lowering:
         entered, component = self._model(name)
         block = component.block
         frame = self._enter(component, entered)
+        if self.session.seen is not None:
+            self.session.seen.enter(block, self.root, frame.scope)
         result = run_body(block.body, frame, block)
         calls.check_reached(frame, component)
-        if not isinstance(result, Tensor):
-            fail("E305", f"the model `{entered.name}` returns {describe(result)}, not a tensor", name_span(entered))
-        program = self.builder.finish(component.name, (result,), self.session.precision, _doc(entered, block))
+        program = self.builder.finish(
+            component.name, _results(result, entered), self.session.precision, _doc(entered, block)
+        )  # fmt: skip
         self._warn()
         maps = {
             i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)
         }
         lets = {n: self.scope.own(n) for n in self.scope.lets()}
-        return Lowered(program, maps, lets, program.doc)
+        return Lowered(program, maps, lets, program.doc, choices=dict(self.scope.choices))
 
     def _touch(self, item: ast.Item) -> None:
         """Evaluate an item of the file though nothing may use it, for its complaints."""
@@ -308,6 +325,9 @@ class _Lowering:
                     "E305", f"the default of a model's input is a number or a length, not {describe(value)}",
                     wanted.default.span, help="for example `lengths: int[B] = T`",
                 )  # fmt: skip
+            if isinstance(value, int) and not 0 <= value < 2**31:
+                fail("E402", f"the default of `{wanted.name}` is {value}", wanted.default.span,
+                     help="it is a whole number from 0 to 2 ^ 31 - 1, or a length")  # fmt: skip
             if written.dtype is not DType.I32:
                 refuse(f"a default of an input of type {written.dtype}", wanted.default.span)
             default = value
@@ -324,6 +344,18 @@ class _Lowering:
             help = f"a label keeps the name when uses are added: `{label}`"
             edits = (Edit(use.span, label),)
             self.session.report(Diagnostic("W901", message, use.span, help=help, severity="warning", edits=edits))
+
+
+def _results(result: Meaning, entered: ast.Block | ast.Declaration) -> tuple[Tensor, ...]:
+    """What the model gives: one tensor, or several in a list."""
+    parts = result if isinstance(result, tuple) else (result,)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            among = "a list with " if isinstance(result, tuple) else ""
+            fail("E305", f"the model `{entered.name}` returns {among}{describe(part)}, not a tensor", name_span(entered))
+    if not parts:
+        fail("E305", f"the model `{entered.name}` returns an empty list", name_span(entered))
+    return tuple(part for part in parts if isinstance(part, Tensor))
 
 
 def _first_line(span: Span) -> Span:

@@ -20,7 +20,7 @@ from tfc.grammar import ast
 from tfc.grammar.syntax.build import MAX_NESTING, Builder, too_deep
 from tfc.grammar.syntax.faults import explain
 from tfc.grammar.syntax.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
-from tfc.grammar.syntax.site import Fault, checked
+from tfc.grammar.syntax.site import Fault, Retry, checked
 from tfc.source import Source, Span
 
 __all__ = ["parse", "read_source"]
@@ -28,6 +28,8 @@ __all__ = ["parse", "read_source"]
 _GRAMMAR = Path(__file__).with_name("tfm.lark")
 _LOCK = threading.Lock()  # one parser with one builder, shared
 _BUILDER = Builder()
+_MOST_TRIED = 50_000
+"""Characters parsed, in all, to try edits out: about a third of a second."""
 _parser: lark.Lark | None = None
 
 
@@ -112,11 +114,12 @@ def _recover(scanned: Scan, first: tuple[list[Diagnostic], Fault] | None) -> lis
     """
     text = scanned.source.text
     found = list(scanned.faults)
+    retry = _limited(_MOST_TRIED)
     start, header = _header(scanned)
     # segments between item starts; what stands before the first is the header's, or one of its own
     bounds = sorted({start, *(s for s in scanned.starts if s > start), len(text)})
     faulty = {bisect_right(bounds, f.span.start) - 1 for f in scanned.faults if f.span}
-    found = [*header, *(checked(scanned, f, bounds, _retry) for f in found)]
+    found = [*header, *(checked(scanned, f, bounds, retry) for f in found)]
     segment = 0
     while segment < len(bounds) - 1 and len(found) < MAX_FAULTS:
         if segment in faulty:
@@ -136,7 +139,7 @@ def _recover(scanned: Scan, first: tuple[list[Diagnostic], Fault] | None) -> lis
         failed = max(segment, min(stop - 1, bisect_right(bounds, error.at) - 1))
         # a value missing at the end of an item, or a comma too many, shows at the beginning of the next one
         early = sum(bounds[failed] <= t.start < error.at for t in scanned.tokens) < 4 and failed > segment
-        fault = explain(scanned, error, bounds[failed - early], bounds[failed + 1], _retry)
+        fault = explain(scanned, error, bounds[failed - early], bounds[failed + 1], retry)
         found.append(fault)
         segment = failed if early and fault.span and fault.span.start < bounds[failed] else failed + 1
     return _in_order(found)
@@ -169,6 +172,18 @@ def _header(scanned: Scan) -> tuple[int, list[Diagnostic]]:
     at = first.start if first else 0
     edit = Edit(Span(source, at, at), "tfm 1\n\n")
     return 0, wrong("E101", "`tfm 1` is missing", scanned.span(first) if first else Span(source, 0, 0), edit)
+
+
+def _limited(most: int) -> Retry:
+    """Tries edits out until `most` characters have been parsed for it; from there on none is believed to mend."""
+    left = most
+
+    def retry(source: Source, text: str) -> int | None:
+        nonlocal left
+        left -= len(text) + 100
+        return _retry(source, text) if left >= 0 else 0
+
+    return retry
 
 
 def _retry(source: Source, text: str) -> int | None:

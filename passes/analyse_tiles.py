@@ -7,7 +7,7 @@ from typing import ClassVar
 from tfc.formula.derive import depends_on_difference_only
 from tfc.formula.expr import Const, slots
 from tfc.formula.tiles import visited
-from tfc.ir.ops import Attention, Repeat
+from tfc.ir.ops import Attention
 from tfc.ir.program import Eqn, Program
 from tfc.passes.base import Contract, Note, Rewritten
 
@@ -59,5 +59,5 @@ def _attentions(program: Program) -> Iterator[Eqn]:
     for eqn in program.eqns:
         if isinstance(eqn.op, Attention):
             yield eqn
-        if isinstance(eqn.op, Repeat):
-            yield from _attentions(eqn.op.body)
+        elif isinstance(body := getattr(eqn.op, "body", None), Program):
+            yield from _attentions(body)

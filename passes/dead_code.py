@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfc.ir.ops import Repeat
+from tfc.ir.ops import Repeat, Route
 from tfc.ir.param_map import Expr, ParamMap, Source
 from tfc.ir.program import Eqn, Program, Value
 from tfc.passes.base import Contract, Note, Rewritten
@@ -16,8 +16,8 @@ __all__ = ["DeadCode"]
 class DeadCode:
     """y = f(x), with y unread  ->  nothing
 
-    Exact. Equations that no result depends on go, in bodies too; a loop keeps only the carries and operands that the
-    carries read after it depend on. A parameter that nothing reads leaves the program and stays in the tree of
+    Exact. Equations that no result and no report depends on go, in bodies too; a loop keeps only the carries and reports
+    that are read after it, and the carries and operands that those depend on. A parameter that nothing reads leaves the program and stays in the tree of
     parameters, so that the way back is complete.
     """
 
@@ -25,7 +25,7 @@ class DeadCode:
     contract: ClassVar[Contract] = Contract.EXACT
 
     def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
-        alive = _alive(program, program.results)
+        alive = _alive(program, [*program.results, *(v for _, v in program.reports)])
         unread = {p.path for p in program.stored()} - {p.path for p in alive.stored()}
         same: dict[str, Expr] = {path: Source(path) for path in sorted(unread)}
         notes = [Note(f"{self.name}:{path}", "nothing reads it; it is kept, unused", held=False) for path in same]
@@ -33,7 +33,7 @@ class DeadCode:
 
 
 def _alive(program: Program, wanted: Collection[Value]) -> Program:
-    """The program with the equations and parameters that `wanted` (its results, or some) depend on."""
+    """The program with the equations and parameters that `wanted` (its results and reports, or some) depend on."""
     read = set(wanted)
     eqns: list[Eqn] = []
     for eqn in reversed(program.eqns):
@@ -41,6 +41,8 @@ def _alive(program: Program, wanted: Collection[Value]) -> Program:
             continue
         if isinstance(eqn.op, Repeat):
             eqn = _loop(eqn, eqn.op, read)
+        elif isinstance(eqn.op, Route):
+            eqn = _route(eqn, eqn.op)
         read.update(eqn.args)
         eqns.append(eqn)
     params = tuple(p for p in program.params if p.value in read)
@@ -50,20 +52,34 @@ def _alive(program: Program, wanted: Collection[Value]) -> Program:
 def _loop(eqn: Eqn, op: Repeat, read: Collection[Value]) -> Eqn:
     """The loop with the carries that are read after it, and those that they depend on from turn to turn."""
     index, *inputs = op.body.inputs
-    carried = {n for n, out in enumerate(eqn.outs) if out in read}
+    carried = {n for n, out in enumerate(eqn.outs[: op.carries]) if out in read}
+    told = [n for n, out in enumerate(eqn.outs[op.carries :]) if out in read]
+    reports = tuple(op.body.reports[n] for n in told)
     while True:
         results = [op.body.results[n] for n in sorted(carried)]
-        body = _alive(op.body, results)
-        inside = {arg for e in body.eqns for arg in e.args} | set(results)
+        wanted = [*results, *(v for _, v in reports)]
+        body = _alive(op.body, wanted)
+        inside = {arg for e in body.eqns for arg in e.args} | set(wanted)
         more = {n for n in range(op.carries) if inputs[n].value in inside} - carried
         if not more:
             break
         carried |= more
     keep = [n for n, i in enumerate(inputs) if n in carried or (n >= op.carries and i.value in inside)]
-    body = replace(body, inputs=(index, *(inputs[n] for n in keep)), results=tuple(results))
+    inputs = [inputs[n] for n in keep]
+    body = replace(body, inputs=(index, *inputs), results=tuple(results), reports=reports)
     return Eqn(
-        tuple(eqn.outs[n] for n in sorted(carried)),
+        (*(eqn.outs[n] for n in sorted(carried)), *(eqn.outs[op.carries + n] for n in told)),
         replace(op, body=body, carries=len(carried)),
         tuple(eqn.args[n] for n in keep),
         eqn.span,
     )
+
+
+def _route(eqn: Eqn, op: Route) -> Eqn:
+    """The copies with the operands that their result depends on; tokens, choices and weights stay."""
+    index, tokens, *inputs = op.body.inputs
+    body = _alive(op.body, op.body.results)
+    inside = {arg for e in body.eqns for arg in e.args} | set(body.results)
+    keep = [n for n, i in enumerate(inputs) if i.value in inside]
+    body = replace(body, inputs=(index, tokens, *(inputs[n] for n in keep)))
+    return Eqn(eqn.outs, replace(op, body=body), (*eqn.args[:3], *(eqn.args[3 + n] for n in keep)), eqn.span)

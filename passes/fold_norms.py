@@ -10,7 +10,7 @@ from tfc.ir.program import Eqn, Init, Param, Program, Value
 from tfc.ir.text import word
 from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
-from tfc.passes.rewrite import Scope, beside, rewrite
+from tfc.passes.rewrite import Scope, beside, rewrite, unlike_written
 
 __all__ = ["FoldNorms"]
 
@@ -26,7 +26,8 @@ class FoldNorms:
     of the scale to be non-zero, and `pack` on values asks for that.
 
     Holds back where anything but a linear map with a weight of its own reads the scaled value (in a post-norm model
-    the residual does), where a parameter concerned has another reader, and where some of them are trained and some not.
+    the residual does), where a parameter concerned has another reader, where some of them are trained and some not, and
+    where one is kept in a format or fitted: what is rounded, or found, is the weight as it was written.
     """
 
     name: ClassVar[str] = "fold-norms"
@@ -99,7 +100,7 @@ class _Folding:
                     f"{site.out}, the normalized value, is also read by {word(reader.op)} ({outs}), no linear map of it"
                 )
         if scope.reads.get(site.out, 0) != len(site.readers):
-            return f"{site.out}, the normalized value, is a result"
+            return f"{site.out}, the normalized value, is a result or reported"
         concerned = [p for p in (site.scale, site.bias) if p is not None]
         for reader in site.readers:
             operands = reader.args[1:] if site.bias else reader.args[1:2]
@@ -110,6 +111,9 @@ class _Folding:
                 if not scope.once(operand):
                     return f"{param.path} has another reader"
                 concerned.append(param)
+        for param in concerned:
+            if why := unlike_written(param):
+                return why
         if len({p.trained for p in concerned}) > 1:
             frozen = ", ".join(p.path for p in concerned if not p.trained)
             return f"{frozen} is frozen, the other parameters concerned are trained"

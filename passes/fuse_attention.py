@@ -1,11 +1,12 @@
 """Scores, their formula, mask, softmax and mix, each an equation -> one streaming attention."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tfc.formula.expr import Const, Expr, Load, Read
 from tfc.formula.expr import rewrite as rewrite_formula
-from tfc.ir.ops import Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh
+from tfc.ir.ops import Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh, reads_row
 from tfc.ir.program import Eqn, Program, Value
 from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.rewrite import Scope, rewrite
@@ -19,7 +20,8 @@ class FuseAttention:
 
     Exact; parameters stay as they are. The [B, H, N, M] arrays leave the program (arXiv:2205.14135), unless something
     else reads them: then the fused operation would only repeat their work, and the pass holds back. The log-sum-exp
-    may be read, since attention gives it too. The formulas' slots are numbered anew: what the score captured, then
+    may be read, since attention gives it too. A mask stands before a score formula that reads its row's statistics,
+    as in attention itself, else on either side. The formulas' slots are numbered anew: what the score captured, then
     the mask, then the weight; a value captured twice gets one slot.
     """
 
@@ -80,8 +82,8 @@ def _renumbered(formula: Expr, captured: tuple[Value, ...], slots: dict[Value, i
 
     def slot(node: Expr) -> Expr | None:
         match node:
-            case Load(old, side, kind):
-                return Load(slots.setdefault(captured[old], len(slots)), side, kind)
+            case Load(old, side, kind, indices):
+                return Load(slots.setdefault(captured[old], len(slots)), side, kind, indices)
             case Read(old, indices, kind):
                 return Read(slots.setdefault(captured[old], len(slots)), indices, kind)
         return None
@@ -97,11 +99,11 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
         return f"{weights} is no softmax of scores"
     found: dict[type[Op], Eqn] = {}
     below, value = weigh, weigh.args[0]
-    for kind in (Masked, Score):  # from the softmax up: the mask comes after the score formula
+    eqn = scope.maker(value)
+    while eqn is not None and isinstance(eqn.op, Masked | Score) and type(eqn.op) not in found:
+        found[type(eqn.op)] = below = eqn
+        value = eqn.args[0]
         eqn = scope.maker(value)
-        if eqn is not None and isinstance(eqn.op, kind):
-            found[kind] = below = eqn
-            value = eqn.args[0]
     scores = scope.maker(value)
     if scores is None or not isinstance(scores.op, Scores):
         what = "an operand" if scores is None else f"made by {scores.op.name}"
@@ -109,12 +111,28 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
             f"{value}, read by {below.op.name}, is {what}; scores, a score formula and a mask are taken in this order"
         )
     chain = _Chain(scores, found.get(Score), found.get(Masked), weigh)
+    if (why := _misplaced(found)) is not None:
+        return why
     for eqn in (scores, chain.score, chain.masked, weigh):
         if eqn is not None and not scope.once(eqn.outs[0]):
             return f"{eqn.outs[0]} ({eqn.op.name}, {eqn.outs[0].type}) is also read elsewhere"
     if any(scope.order[reader.outs[0]] < scope.order[mix.out] for reader in scope.readers(weigh.outs[1])):
         return f"{weigh.outs[1]}, the log-sum-exp, is read before {mix.out} is made"
     return chain if (why := _unfit(scores.args[1], v)) is None else why
+
+
+def _misplaced(chain: Mapping[type[Op], Eqn]) -> str | None:
+    """Why the mask does not stand where attention applies it: after the score formula, before one that reads rows.
+
+    A score formula keeps what the mask left out, so one that reads no row may stand on either side.
+    """
+    score = chain.get(Score)
+    if score is None or Masked not in chain or next(iter(chain)) is Score:
+        return None
+    assert isinstance(score.op, Score)
+    if not reads_row(score.op.formula):
+        return None
+    return f"{score.out} reads statistics of its row before {chain[Masked].out} masks it; attention masks first"
 
 
 def _unfit(k: Value, v: Value) -> str | None:

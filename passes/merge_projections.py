@@ -9,7 +9,7 @@ from tfc.ir.param_map import Concat, Expr, ParamMap, Part, Source
 from tfc.ir.program import Eqn, Init, Param, Program
 from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
-from tfc.passes.rewrite import Scope, beside, rewrite
+from tfc.passes.rewrite import Scope, beside, rewrite, unlike_written
 
 __all__ = ["MergeProjections"]
 
@@ -23,7 +23,8 @@ class MergeProjections:
     one segment: `look.q.weight`, `look.k.weight`, `look.v.weight` become `look.qkv.weight`.
 
     Holds back where a parameter has another reader (merging would keep two copies of it), where some of the maps have
-    a bias and some have not, and where the element types or whether they are trained differ.
+    a bias and some have not, where the element types or whether they are trained differ, and where one is kept in a
+    format or fitted.
     """
 
     name: ClassVar[str] = "merge-projections"
@@ -114,6 +115,8 @@ def _refusal(group: Sequence[Eqn], columns: Sequence[_Column], scope: Scope, tak
     for p in params:
         if not scope.once(p.value):
             return f"{p.path} has another reader"
+        if why := unlike_written(p):
+            return why
     with_bias = [len(e.args) > 2 for e in group]
     if len(params) != len(group) + sum(with_bias):
         return "a bias is computed, it is no parameter"

@@ -16,9 +16,11 @@ from tfc.ir.ops import (
     Linear,
     Mix,
     Op,
+    Recurrence,
     Reduction,
     Repeat,
     Reshape,
+    Route,
     Scores,
     Slice,
     Take,
@@ -40,10 +42,11 @@ class Precision:
     Approximate; parameters are kept as they are and cast where they are used, so gradients have their type. Where
     parameters, computation and reductions have one type the program stays as it is: the limit at which it is exact.
 
-    - Matrix products (linear, ffn, q, k and v of attention, index equations that sum products of what they read), rows
-      of tables and carries of loops: in `compute`. What formulas capture stays as it is; scores and softmax are float32
+    - Matrix products (linear, ffn, q, k and v of attention and recurrences, index equations that sum products of what
+      they read), rows of tables, carries of loops and what routed tokens become: in `compute`. What formulas capture stays as it is; scores and softmax are float32
       by the operations' own definition.
-    - Reductions, the elementwise work that only feeds them, and other reducing index equations: in `reduce`.
+    - Reductions, the elementwise work that only feeds them, other reducing index equations, and the log decay of
+      recurrences (whose state is float32 by definition): in `reduce`.
     - Other elementwise work takes the widest of the values it reads; parameters and numbers follow those values. So a
       norm runs in `reduce` from its mean on, until a matrix product reads it: from there on all read it in `compute`
       (the residual stream of a post-norm model too).
@@ -69,6 +72,7 @@ class _Casting:
         self.numbers: dict[Value, Constant] = {}
         self.weak = set(self.new)  # parameters, numbers, and what is made of them alone
         self.casts: dict[tuple[Value, DType], Value] = {}
+        self.told = {*program.results, *(v for _, v in program.reports)}
         self.wide: set[Value] = set()
         for eqn in reversed(program.eqns):
             if isinstance(eqn.op, Elementwise) and self._only_reduced(eqn.out):
@@ -79,20 +83,21 @@ class _Casting:
         readers = self.scope.readers(value)
         return (
             bool(readers)
-            and value not in self.program.results
+            and value not in self.told
             and all(
                 isinstance(r.op, Reduction) or (isinstance(r.op, Elementwise) and r.out in self.wide) for r in readers
             )
         )
 
-    def run(self, inputs: Sequence[TensorType], carries: int = 0) -> Program:
-        """The program for inputs of these types; of a body, the results (its carries) are in `compute`."""
+    def run(self, inputs: Sequence[TensorType], body: bool = False) -> Program:
+        """The program for inputs of these types; the results of a body are in `compute`."""
         given = [replace(i, value=Value(i.value.name, t)) for i, t in zip(self.program.inputs, inputs, strict=True)]
         self.new |= {old.value: i.value for old, i in zip(self.program.inputs, given, strict=True)}
         for eqn in self.program.eqns:
             self._eqn(eqn)
-        results = [self._in(v, self.asked.compute) if carries else self._as_is(v) for v in self.program.results]
-        return replace(self.program, inputs=tuple(given), eqns=tuple(self.eqns), results=tuple(results))
+        results = tuple(self._in(v, self.asked.compute) if body else self._as_is(v) for v in self.program.results)
+        reports = tuple((path, self._as_is(v)) for path, v in self.program.reports)
+        return replace(self.program, inputs=tuple(given), eqns=tuple(self.eqns), results=results, reports=reports)
 
     # operands
 
@@ -142,7 +147,10 @@ class _Casting:
         args = self._operands(eqn)
         if isinstance(op, Repeat):
             types = [op.body.inputs[0].value.type, *(a.type for a in args)]
-            op = replace(op, body=_Casting(op.body, self.asked).run(types, op.carries))
+            op = replace(op, body=_Casting(op.body, self.asked).run(types, body=True))
+        elif isinstance(op, Route):
+            types = [op.body.inputs[0].value.type, *(a.type for n, a in enumerate(args) if n not in (1, 2))]
+            op = replace(op, body=_Casting(op.body, self.asked).run(types, body=True))
         outs = tuple(Value(v.name, t) for v, t in zip(eqn.outs, op.infer(*(a.type for a in args)), strict=True))
         self.eqns.append(Eqn(outs, op, args, eqn.span))
         for old, out in zip(eqn.outs, outs, strict=True):
@@ -154,8 +162,10 @@ class _Casting:
         op, args = eqn.op, eqn.args
         many = _in_compute(op)
         if many:
-            head = tuple(self._in(a, self.asked.compute) if n in many else self._as_is(a) for n, a in enumerate(args))
-            return head
+            head = [self._in(a, self.asked.compute) if n in many else self._as_is(a) for n, a in enumerate(args)]
+            if isinstance(op, Recurrence) and op.decay != "none":
+                head[3] = self._in(args[3], promote((self.asked.reduce, self._common([args[3]]))))
+            return tuple(head)
         if isinstance(op, Reduction) or (isinstance(op, Index) and op.reduced):
             return tuple(self._in(a, promote((self.asked.reduce, self._common([a])))) for a in args)
         if isinstance(op, Elementwise | Index | Concat):
@@ -180,8 +190,10 @@ def _in_compute(op: Op) -> range:
             return range(7)
         case Index(expr=Reduce("sum", _, body)) if _product(body):
             return range(len(slots(body)))
-        case Attention():
+        case Attention() | Recurrence():
             return range(3)
+        case Route():
+            return range(1)
         case Scores():
             return range(2)
         case Mix():

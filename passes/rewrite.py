@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from tfc.ir.ops import Constant, Repeat
+from tfc.ir.ops import Constant, Repeat, Route
 from tfc.ir.program import Eqn, Param, Program, Value
 from tfc.ir.types import TensorType
 
-__all__ = ["Rule", "Scope", "beside", "drop_unread", "rewrite"]
+__all__ = ["Rule", "Scope", "beside", "drop_unread", "rewrite", "unlike_written"]
 
 
 class Scope:
@@ -40,7 +40,7 @@ class Scope:
         return self._readers.get(value, ())
 
     def once(self, value: Value) -> bool:
-        """Whether the value is read exactly once, results counted."""
+        """Whether the value is read exactly once, results and reports counted."""
         return self.reads.get(value, 0) == 1
 
     def number(self, value: Value) -> bool | int | float | None:
@@ -71,6 +71,16 @@ def beside(param: Param, path: str) -> str:
     return path.removeprefix(dropped) if dropped != param.path else path
 
 
+def unlike_written(param: Param) -> str:
+    """Why a parameter may not become part of another, or an empty string: groups, scales and what a procedure finds
+    are those of the weight as it is written; of another weight they are others."""
+    if param.repeats:
+        return f"{param.path} belongs to a loop that several places run"
+    if param.format is not None:
+        return f"{param.path} is kept as {param.format}, which would round another weight in another way"
+    return f"{param.path} is fitted by {param.fit}" if param.fit is not None else ""
+
+
 Rule = Callable[[Eqn, Scope], Sequence[Eqn] | None]
 """What an equation becomes: other equations that bind the same values (or fewer, where the rest is unread), or None
 to leave it. Operands must be bound above the equation."""
@@ -82,7 +92,7 @@ def rewrite(program: Program, rule: Rule) -> Program:
     scope = Scope(program)
     eqns: list[Eqn] = []
     for eqn in program.eqns:
-        if isinstance(eqn.op, Repeat):
+        if isinstance(eqn.op, Repeat | Route):
             eqn = replace(eqn, op=replace(eqn.op, body=rewrite(eqn.op.body, rule)))
         answer = rule(eqn, scope)
         eqns.extend([eqn] if answer is None else answer)
@@ -91,7 +101,7 @@ def rewrite(program: Program, rule: Rule) -> Program:
 
 def drop_unread(program: Program) -> Program:
     """The program without equations of which no value is read. Bodies stay as they are."""
-    read = set(program.results)
+    read = {*program.results, *(v for _, v in program.reports)}
     kept: list[Eqn] = []
     for eqn in reversed(program.eqns):
         if not read.isdisjoint(eqn.outs):

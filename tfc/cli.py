@@ -19,7 +19,6 @@ __all__ = ["main"]
 LATER = {
     "verify": "the oracle on specs",
     "tune": "measured block sizes",
-    "lsp": "the language server",
     "convert": "trained models through approximate passes",
 }
 """Commands whose names are kept and that this version does not have. A test keeps them apart from those it has."""
@@ -309,6 +308,42 @@ def doctor(as_json: bool) -> int:
     health = examine()
     click.echo(json.dumps(health.to_json(), indent=2) if as_json else str(health))
     return 1 if health.problems else 0
+
+
+@cli.command(short_help="The language server, for editors.")
+@click.option("--tcp", "port", type=click.IntRange(1, 65535), metavar="PORT", help="Listen there instead of stdio.")
+@click.option("--stdio", is_flag=True, help="Speak over stdin and stdout: the default, which some editors ask for.")
+def lsp(port: int | None, stdio: bool) -> int:
+    """Complaints while typing, types and shapes on hover, completion, definitions, renaming, fixes, layout.
+
+    Takes the extra `lsp`: pip install 'tfc[lsp]'. The editor starts `tfc lsp` by itself once it knows of it.
+
+    \b
+    VS Code    cd editors/vscode && npm install && npx @vscode/vsce package
+               code --install-extension tfc-*.vsix       (setting tfc.path: where tfc is)
+    Neovim     vim.filetype.add({ extension = { tfm = "tfm" } })
+    0.11       vim.lsp.config("tfc", { cmd = { "tfc", "lsp" }, filetypes = { "tfm" } })
+               vim.lsp.enable("tfc")
+    Helix      in ~/.config/helix/languages.toml:
+               [language-server.tfc]
+               command = "tfc"
+               args = ["lsp"]
+               [[language]]
+               name = "tfm"
+               scope = "source.tfm"
+               file-types = ["tfm"]
+               comment-token = "#"
+               language-servers = ["tfc"]
+
+    \b
+    Example:
+      tfc lsp --tcp 2087
+    """
+    if port is not None and stdio:
+        raise click.UsageError("--tcp and --stdio: one of them")
+    from tfc.commands.lsp import lsp
+
+    return lsp(port)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,6 +73,7 @@ CODES: dict[str, str] = {
     "E405": "a loop that changes what it carries",
     "E406": "a size that is known too late",
     "E407": "one weight of two sizes",
+    "E408": "something routed that looks at other tokens",
     "E501": "a number too large",
     "E502": "too many elements, turns or operations",
     "E503": "not built yet",
@@ -117,6 +118,7 @@ CODES: dict[str, str] = {
     "E816": "not built yet",
     "E817": "too few threads to interpret kernels",
     "E818": "a forward-mode derivative of a kernel that has none",
+    "E819": "something that no backend runs yet",
     "W901": "a use without a label",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""

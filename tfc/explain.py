@@ -11,7 +11,9 @@ from tfc.diagnostics import Diagnostic, TfcError
 from tfc.formula.expr import Expr, Load, Read, Var, conjuncts, walk
 from tfc.formula.tiles import visited
 from tfc.ir.ops import (
+    ArrayFunction,
     Attention,
+    Calibrated,
     Cast,
     Concat,
     Constant,
@@ -21,13 +23,17 @@ from tfc.ir.ops import (
     Linear,
     Masked,
     Mix,
+    Recurrence,
     Reduction,
     Reshape,
     Rotate,
+    Rounded,
+    Route,
     Score,
     Scores,
     Slice,
     Take,
+    Top,
     Weigh,
 )
 from tfc.ir.program import Eqn, Program
@@ -199,7 +205,8 @@ def cost(eqn: Eqn) -> Cost:
     """FLOPs and bytes of one run. Lengths are numbers.
 
     Attention counts the pairs in the tiles that its mask leaves, as far as positions tell; formulas are not
-    counted. Transcendentals count one.
+    counted. A recurrence counts what its state costs, token by token; a route its weighted sum, its body has lines of
+    its own. Transcendentals count one.
     """
     types = [a.type for a in eqn.args]
     outs = [v.type for v in eqn.outs]
@@ -217,6 +224,11 @@ def cost(eqn: Eqn) -> Cost:
             (b, n, h, d), (_, m, _, dv) = types[0].ints, types[2].ints
             pairs = b * h * _pairs(op.mask, n, m)
             return Cost(2 * pairs * (d + dv) + 5 * pairs, 2 * pairs * (d + dv), moved)
+        case Recurrence():
+            (b, n, h, d), m, dv = types[0].ints, types[1].ints[1], types[2].ints[-1]
+            return Cost(b * h * d * dv * (2 * n + 3 * m), 2 * b * h * d * dv * (n + m), moved)
+        case Route(count=count):
+            return Cost(2 * count * out, 0, 2 * count * _bytes(outs[0]))
         case Scores():
             flops = 2 * out * types[0].ints[-1]
             return Cost(flops, flops, moved)
@@ -231,11 +243,16 @@ def cost(eqn: Eqn) -> Cost:
             return Cost(prod(types[0].ints), 0, moved)
         case Weigh():
             return Cost(5 * out, 0, moved)
-        case Elementwise() | Score() | Masked() | Rotate():
+        case Elementwise() | Score() | Masked() | Rotate() | ArrayFunction():
             return Cost(out, 0, moved)
+        case Top():
+            length = types[0].ints[-1]
+            return Cost(prod(types[0].ints) * max(1, length.bit_length()), 0, moved)
+        case Rounded():
+            return Cost(5 * out, 0, moved)
         case Take():
             return Cost(0, 0, _bytes(types[1]) + 2 * _bytes(outs[0]))
-        case Reshape() | Constant():
+        case Reshape() | Constant() | Calibrated():
             return Cost(0, 0, 0)
         case Slice():
             return Cost(0, 0, 2 * _bytes(outs[0]))

@@ -176,11 +176,25 @@ class Model:
         TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run
         here, E818 for a forward-mode derivative of kernels that have none.
         """
+        results = self._called(self._jitted, params, inputs, named)
+        return results[0] if len(results) == 1 else results
+
+    def reports(self, params: "Params | Packed", *inputs: Any, **named: Any) -> dict[str, Array]:
+        """The side outputs that the spec reports (the losses' inputs) by their paths, each with one leading axis for
+        each enclosing `repeat`. Arguments and errors as in a call; jitted and differentiable like one.
+        """
+        found: dict[str, Array] = self._called(self._reporting, params, inputs, named)
+        return found
+
+    def _called(
+        self, f: Callable[[Any, Any], Any], params: "Params | Packed", inputs: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Any:
+        """f of the parameters and of the arguments by name, after everything that can be said of them beforehand."""
         given = self._given(inputs, named)
         self._present()
         self._look(given)
         try:
-            results = self._jitted(params, given)
+            return f(params, given)
         except TypeError as e:
             # JAX's own words for this name neither the model nor a way out
             if "forward-mode" not in str(e) or "custom_vjp" not in str(e):
@@ -188,13 +202,20 @@ class Model:
             fact = f"{self.lowered.name} runs kernels on {self.target.name} that have no forward-mode derivative"
             hint = "jax.grad and jax.vjp work; jvp, jacfwd and hessian do with implementation='xla'"
             raise TfcError(Diagnostic("E818", fact, help=hint)) from e
-        return results[0] if len(results) == 1 else results
 
     @cached_property
     def _jitted(self) -> Callable[[Any, Mapping[str, Any]], tuple[Array, ...]]:
-        return jax.jit(self._run)
+        count = len(self.lowered.results)
+        return jax.jit(lambda params, given: self._run(params, given)[:count])
+
+    @cached_property
+    def _reporting(self) -> Callable[[Any, Mapping[str, Any]], dict[str, Array]]:
+        paths = [path for path, _ in self.lowered.reports]
+        count = len(self.lowered.results)
+        return jax.jit(lambda params, given: dict(zip(paths, self._run(params, given)[count:], strict=True)))
 
     def _run(self, params: "Params | Packed", given: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The results, then the reports."""
         bound = bind_call(self.lowered, given)
         empty = [name for name, n in bound.lengths.items() if n == 0]
         if empty:

@@ -41,13 +41,14 @@ def reshape(op: Reshape, real: Any, x: Array) -> tuple[Array]:
 
 
 def slice_(op: Slice, real: Any, x: Array) -> tuple[Array]:
-    """Elements start..start+size-1 of the last axis."""
-    return (x[..., op.start : op.start + op.size],)
+    """Elements start..start+size-1 of the last axis, or of the tokens, axis 1."""
+    start, size = _ints((op.start, op.size))
+    return (x[:, start : start + size] if op.axis == 1 else x[..., start : start + size],)
 
 
 def concat(op: Concat, real: Any, *operands: Array) -> tuple[Array]:
-    """Operands side by side along the last axis."""
-    return (jnp.concatenate(operands, axis=-1),)
+    """Operands side by side along the last axis, or one after another along the tokens, axis 1."""
+    return (jnp.concatenate(operands, axis=op.axis),)
 
 
 def cast(op: Cast, real: Any, x: Array) -> tuple[Array]:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tfc.backends.reference.dense import Dense
+from tfc.backends.reference.dense import Dense, of_tokens
 from tfc.formula.expr import Expr
-from tfc.ir.ops import Attention, Masked, Mix, Score, Scores, Weigh
+from tfc.formula.ranges import ranges
+from tfc.ir.ops import Attention, Masked, Mix, Score, Scores, Weigh, reads_row
 
 __all__ = ["attention", "masked", "mix", "score", "scores", "weigh"]
 
@@ -21,23 +22,65 @@ Array = jax.Array
 def _formula(expr: Expr, shape: tuple[int, ...], captured: tuple[Array, ...], real: Any, **names: Array) -> Array:
     """The formula's values for scores of shape [B, H, N, M].
 
-    By default query i has position i + (M - N) and key j has position j, aligned at the end. A slot's
-    operand is [B, N] or [N] for the query's side, [B, M] or [M] for the key's.
+    By default query i has position i + (M - N) and key j has position j, aligned at the end. A slot's operand is
+    [B, N, ...] or [N, ...] for the query's side, [B, M, ...] or [M, ...] for the key's. Each index that the formula
+    reduces over has an axis of its own, after the four of the scores.
     """
     _, heads, n, m = shape
+    sizes = ranges(expr, [x.shape for x in captured])
+    rank = 4 + len(sizes)
+    axes = {name: 4 + i for i, name in enumerate(sizes)}
+
+    def along(axis: int, values: Array) -> Array:
+        return values.reshape([-1 if i == axis else 1 for i in range(rank)])
+
     reader = Dense(
         real=real,
         operands=captured,
         tokens={
-            "q": (jnp.arange(n, dtype=jnp.int32) + (m - n))[None, None, :, None],
-            "k": jnp.arange(m, dtype=jnp.int32)[None, None, None, :],
+            "q": along(2, jnp.arange(n, dtype=jnp.int32) + (m - n)),
+            "k": along(3, jnp.arange(m, dtype=jnp.int32)),
         },
-        load=lambda x, side: (
-            jnp.atleast_2d(x)[:, None, :, None] if side == "q" else jnp.atleast_2d(x)[:, None, None, :]
-        ),
-        vars={"h": jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], **names},
+        load=lambda x, side, at: of_tokens(x, 2 if side == "q" else 3, at, rank),
+        vars={
+            "h": along(1, jnp.arange(heads, dtype=jnp.int32)),
+            **{name: along(axis, jnp.arange(sizes[name], dtype=jnp.int32)) for name, axis in axes.items()},
+            **{name: x.reshape(*x.shape, *[1] * len(sizes)) for name, x in names.items()},
+        },
+        axes=axes,
+        sizes=sizes,
     )
-    return jnp.broadcast_to(reader(expr), shape)
+    values = reader(expr)
+    return jnp.broadcast_to(values.reshape(values.shape[:4]), shape)
+
+
+def _row(expr: Expr, s: Array, seen: Array) -> dict[str, Array]:
+    """The statistics of each row over the keys that are seen, where the formula reads any.
+
+    s, seen: [B, H, N, M]   -> [B, H, N, 1], the rank [B, H, N, M]. In a row that sees no key all are 0.
+    """
+    if not reads_row(expr):
+        return {}
+    s = jnp.where(seen, s, 0)
+    count = jnp.sum(seen, axis=-1, keepdims=True)
+    mean = jnp.sum(s, axis=-1, keepdims=True) / jnp.maximum(count, 1)
+    squares = jnp.sum(jnp.where(seen, s - mean, 0) ** 2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
+    varies = squares > 0  # a root has no slope at 0
+    largest = jnp.max(jnp.where(seen, s, -jnp.inf), axis=-1, keepdims=True, initial=-jnp.inf)
+    order = jnp.argsort(jnp.where(seen, -s, jnp.inf), axis=-1, stable=True)
+    total = jnp.sum(jnp.where(seen, jnp.exp(s - _finite(largest)), 0), axis=-1, keepdims=True)
+    return {
+        "row.count": count.astype(jnp.int32),
+        "row.rank": jnp.where(seen, jnp.argsort(order, axis=-1, stable=True), 0).astype(jnp.int32),
+        "row.mean": mean,
+        "row.deviation": jnp.where(varies, jnp.sqrt(jnp.where(varies, squares, 1)), 0),
+        "row.max": _finite(largest),
+        "row.lse": jnp.where(count > 0, _finite(largest) + jnp.log(jnp.where(count > 0, total, 1)), 0),
+    }
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isneginf(x), 0, x)
 
 
 def scores(op: Scores, real: Any, q: Array, k: Array) -> tuple[Array]:
@@ -47,8 +90,11 @@ def scores(op: Scores, real: Any, q: Array, k: Array) -> tuple[Array]:
 
 
 def score(op: Score, real: Any, s: Array, *captured: Array) -> tuple[Array]:
-    """The score formula over s.   s: [B, H, N, M] -> the same"""
-    return (_formula(op.formula, s.shape, captured, real, s=s).astype(real),)
+    """The score formula over s, which stays -inf where it is.   s: [B, H, N, M] -> the same"""
+    seen = ~jnp.isneginf(s)
+    finite = jnp.where(seen, s, 0)  # what gradients flow through
+    made = _formula(op.formula, s.shape, captured, real, s=finite, **_row(op.formula, s, seen)).astype(real)
+    return (jnp.where(seen, made, -jnp.inf),)
 
 
 def masked(op: Masked, real: Any, s: Array, *captured: Array) -> tuple[Array]:
@@ -70,7 +116,7 @@ def weigh(op: Weigh, real: Any, s: Array, *captured: Array) -> tuple[Array, Arra
     e = jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
     total = jnp.where(row, jnp.sum(e, axis=-1, keepdims=True), 1)
     lse = jnp.where(row, top + jnp.log(total), -jnp.inf)[..., 0]
-    w = _formula(op.formula, s.shape, captured, real, s=finite, p=e / total)
+    w = _formula(op.formula, s.shape, captured, real, s=finite, p=e / total, **_row(op.formula, s, seen))
     return jnp.where(seen, w, 0).astype(real), lse
 
 
@@ -81,7 +127,7 @@ def mix(op: Mix, real: Any, w: Array, v: Array) -> tuple[Array]:
 
 
 def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
-    """mix(weigh(masked(score(scale * q k^T))), v).
+    """mix(weigh(masked(score(scale * q k^T))), v), the mask before a score that reads its row's statistics.
 
     q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   -> out [B, N, H, Dv], lse [B, H, N]
     A key that no query of its batch row may see has no effect at all, whatever it holds: what lies beyond
@@ -91,8 +137,12 @@ def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured:
     used = jnp.any(_formula(op.mask, shape, captured, real), axis=(1, 2))[:, :, None, None]
     k, v = jnp.where(used, k, 0), jnp.where(used, v, 0)
     (s,) = scores(Scores(scale=op.scale), real, q, k)
-    (s,) = score(Score(formula=op.score), real, s, *captured)
-    (s,) = masked(Masked(formula=op.mask), real, s, *captured)
+    if reads_row(op.score):
+        (s,) = masked(Masked(formula=op.mask), real, s, *captured)
+        (s,) = score(Score(formula=op.score), real, s, *captured)
+    else:
+        (s,) = score(Score(formula=op.score), real, s, *captured)
+        (s,) = masked(Masked(formula=op.mask), real, s, *captured)
     w, lse = weigh(Weigh(formula=op.weigh), real, s, *captured)
     (out,) = mix(Mix(), real, w, v)
     return out, lse

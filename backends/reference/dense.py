@@ -4,6 +4,7 @@ Shares no code with the readers that kernels use. Booleans are bool, integers in
 Every leaf is an array that broadcasts to the whole; nothing here saves work.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import ndtri
 
 from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Reduce, Token, Var, kind_of
 
-__all__ = ["Dense", "primitive"]
+__all__ = ["Dense", "of_tokens", "primitive"]
 
 Array = jax.Array
 
@@ -30,6 +32,34 @@ def _mod(x: Array, y: Array) -> Array:
 def _sign(x: Array) -> Array:
     """-1 or +1, sign(0) = +1; a NaN stays one."""
     return jnp.where(x < 0, -jnp.ones_like(x), jnp.where(x >= 0, jnp.ones_like(x), x))
+
+
+def _straight(x: Array, y: Array) -> Array:
+    """x, with y's gradient; integers have none."""
+    real = jnp.issubdtype(x.dtype, jnp.floating)
+    return _straight_reals(x, y) if real else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, y.shape))
+
+
+@jax.custom_jvp
+def _straight_reals(x: Array, y: Array) -> Array:
+    return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, y.shape))
+
+
+@_straight_reals.defjvp
+def _straight_slope(at: tuple[Array, Array], along: tuple[Array, Array]) -> tuple[Array, Array]:
+    value = _straight_reals(*at)
+    return value, jnp.broadcast_to(along[1], value.shape)
+
+
+@jax.custom_jvp
+def _normal_quantile(y: Array) -> Array:
+    return ndtri(y)
+
+
+@_normal_quantile.defjvp
+def _normal_quantile_slope(at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
+    x = _normal_quantile(*at)
+    return x, along[0] * (math.sqrt(2 * math.pi) * jnp.exp(x * x / 2))
 
 
 _MEANING: Mapping[str, Callable[..., Array]] = {
@@ -68,6 +98,9 @@ _MEANING: Mapping[str, Callable[..., Array]] = {
     "erf": lax.erf,
     "sin": jnp.sin,
     "cos": jnp.cos,
+    "normal_quantile": _normal_quantile,
+    "straight": _straight,
+    "stop": lax.stop_gradient,
 }
 
 
@@ -99,14 +132,15 @@ class Dense:
     """What the leaves of a formula stand for, as arrays of one rank that broadcast against each other.
 
     real: the float type of real values. operands: what slots number. tokens: position of the query and of the key
-    token. load: the array of a slot for the token of a side. vars: implicit variables and indices by name.
-    axes: the axis of each index of an index equation, counted from the front, and `sizes` its length.
+    token. load: the elements of a slot's array for the token of a side, by the values of its indices.
+    vars: implicit variables and indices by name. axes: the axis of each index of an index equation or a reduction,
+    counted from the front, and `sizes` its length.
     """
 
     real: Any
     operands: Sequence[Array] = ()
     tokens: Mapping[str, Array] = field(default_factory=dict)
-    load: Callable[[Array, str], Array] | None = None
+    load: Callable[[Array, str, Sequence[Array]], Array] | None = None
     vars: Mapping[str, Array] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -124,8 +158,8 @@ class Dense:
                 return self.vars[name]
             case Token(side) if side in self.tokens:
                 return self.tokens[side]
-            case Load(slot, side, _) if self.load is not None:
-                return self.load(self.operands[slot], side)
+            case Load(slot, side, _, indices) if self.load is not None:
+                return self.load(self.operands[slot], side, [self(i) for i in indices])
             case Read(slot, indices, _):
                 return self._read(self.operands[slot], [self(i) for i in indices])
             case Reduce(fn, names, body):
@@ -152,7 +186,7 @@ class Dense:
         """`fn` over whole axes, which stay with size 1, also where the body does not vary along them."""
         values = self(body)
         axes = tuple(self.axes[n] for n in names)
-        shape = list(values.shape) if values.ndim else [1] * len(self.axes)
+        shape = list(values.shape) if values.ndim else [1] * (1 + max(self.axes.values()))
         for name, axis in zip(names, axes, strict=True):
             shape[axis] = self.sizes[name]
         values = jnp.broadcast_to(values, shape)
@@ -163,3 +197,16 @@ class Dense:
         how: Any = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "min": jnp.min, "any": jnp.any, "all": jnp.all}
         out: Array = how[fn](values, axis=axes, keepdims=True)
         return out.astype(jnp.int32) if jnp.issubdtype(out.dtype, jnp.integer) else out
+
+
+def of_tokens(x: Array, axis: int, indices: Sequence[Array], rank: int) -> Array:
+    """A field's element for each token, along axis 0 of the result the batch and along `axis` the tokens.
+
+    x: [B, T, A...] or [T, A...], an axis A for each of the indices, which have `rank` axes; an index beyond an end
+    reads the element at that end.
+    """
+    if x.ndim == 1 + len(indices):
+        x = x[None]
+    batch = jnp.arange(x.shape[0]).reshape([-1] + [1] * (rank - 1))
+    tokens = jnp.arange(x.shape[1]).reshape([-1 if i == axis else 1 for i in range(rank)])
+    return x[(batch, tokens, *(jnp.clip(i, 0, n - 1) for i, n in zip(indices, x.shape[2:], strict=True)))]

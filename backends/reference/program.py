@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.kernel import DTYPES, Kernel, Target
-from tfc.backends.reference import arrays, attention, index, linear, rotate
+from tfc.backends.reference import arrays, attention, formats, functions, index, linear, recurrence, rotate, routing
+from tfc.backends.weights import rounding, turned
 from tfc.ir import ops
-from tfc.ir.ops import Op, Repeat
-from tfc.ir.program import Eqn, Program
+from tfc.ir.ops import Op, Repeat, Route
+from tfc.ir.program import Eqn, Param, Program
 from tfc.ir.types import DType
 
 __all__ = ["DEFINITIONS", "KERNELS", "define", "evaluate"]
@@ -41,8 +42,13 @@ DEFINITIONS: Mapping[type[Op], Definition] = {
     ops.Mix: attention.mix,
     ops.Attention: attention.attention,
     ops.FeedForward: linear.ffn,
+    ops.Recurrence: recurrence.recurrence,
+    ops.Top: routing.top,
+    ops.Calibrated: routing.calibrated,
+    ops.Rounded: formats.rounded,
+    ops.ArrayFunction: functions.function,
 }
-"""Every operation but Repeat, whose definition is `evaluate` of its body, turn by turn."""
+"""Every operation but Repeat and Route, whose definitions are `evaluate` of their bodies, turn by turn."""
 
 
 def define(op: Op, real: Any, *operands: Array) -> tuple[Array, ...]:
@@ -64,33 +70,67 @@ def _as(x: Array, real: Any) -> Array:
 def evaluate(
     program: Program, params: Mapping[str, Array], inputs: Mapping[str, Array], real: Any
 ) -> tuple[Array, ...]:
-    """The results of a program whose lengths are numbers.
+    """The results of a program whose lengths are numbers, then its reports.
 
-    params: arrays by path, stacked for the bodies of repeats. inputs: an array for every declared input.
+    params: arrays by path, stacked for the bodies of repeats and routes. inputs: an array for every declared input.
     """
     values = {name: _as(x, real) for name, x in inputs.items()}
     for p in program.params:
         x = _as(params[p.path], real)
-        values[p.value.name] = x if p.trained else jax.lax.stop_gradient(x)
+        values[p.value.name] = _kept(p, x if p.trained else jax.lax.stop_gradient(x), real)
     for eqn in program.eqns:
         operands = tuple(values[a.name] for a in eqn.args)
         if isinstance(eqn.op, Repeat):
             results = _turns(eqn.op, params, operands, real)
+        elif isinstance(eqn.op, Route):
+            results = _copies(eqn.op, params, operands, real)
         else:
             results = define(eqn.op, real, *operands)
         values.update((out.name, x) for out, x in zip(eqn.outs, results, strict=True))
-    return tuple(values[v.name] for v in program.results)
+    return tuple(values[v.name] for v in (*program.results, *(v for _, v in program.reports)))
+
+
+def _kept(param: Param, x: Array, real: Any) -> Array:
+    """The parameter as its format keeps it, each turn of the loops it belongs to by itself."""
+    kept = rounding(param)
+    if kept is None:
+        return x
+    turns = len(param.repeats)
+    flat = jnp.reshape(x, (-1, *x.shape[turns:]))
+    return jnp.reshape(jnp.stack([turned(define(kept.op, real, turned(y))[0]) for y in flat]), x.shape)
 
 
 def _turns(op: Repeat, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any) -> tuple[Array, ...]:
-    """The body, turn after turn, each with its own slice of the stacked parameters."""
+    """The body, turn after turn, each with its own slice of the stacked parameters; its reports are stacked."""
     own = {s.path for s in op.body.stored()}
     carried, invariants = operands[: op.carries], operands[op.carries :]
+    names = [i.value.name for i in op.body.inputs]
+    reports: list[tuple[Array, ...]] = []
     for turn in range(op.count):
-        names = [i.value.name for i in op.body.inputs]
         inputs = dict(zip(names, (jnp.asarray(turn, jnp.int32), *carried, *invariants), strict=True))
-        carried = evaluate(op.body, {path: params[path][turn] for path in own}, inputs, real)
-    return carried
+        results = evaluate(op.body, {path: params[path][turn] for path in own}, inputs, real)
+        carried = results[: op.carries]
+        reports.append(results[op.carries :])
+    if not reports:  # a loop of no turns
+        kinds = [v.type for _, v in op.body.reports]
+        return (*carried, *(jnp.zeros((0, *t.ints), real if t.dtype.floating else DTYPES[t.dtype]) for t in kinds))
+    return (*carried, *(jnp.stack(column) for column in zip(*reports, strict=True)))
+
+
+def _copies(op: Route, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any) -> tuple[Array, ...]:
+    """sum over k of weight[b, t, k] * copy_{chosen[b, t, k]}(x)[b, t]: every copy of every token, then those chosen."""
+    x, chosen, weight, *rest = operands
+    own = {s.path for s in op.body.stored()}
+    names = [i.value.name for i in op.body.inputs]
+    copies = []
+    for copy in range(op.count):
+        inputs = dict(zip(names, (jnp.asarray(copy, jnp.int32), x, *rest), strict=True))
+        copies += evaluate(op.body, {path: params[path][copy] for path in own}, inputs, real)
+    every = jnp.stack(copies, axis=2)  # [B, T, copy, ...]
+    shape = (*chosen.shape, *(1,) * (every.ndim - 3))
+    picked = jnp.take_along_axis(every, jnp.reshape(jnp.clip(chosen, 0, op.count - 1), shape), axis=2)
+    there = jnp.reshape((chosen >= 0) & (chosen < op.count), shape)
+    return (jnp.sum(jnp.where(there, jnp.reshape(weight, shape) * picked, 0), axis=2),)
 
 
 def _refuse(eqn: Eqn, target: Target) -> str | None:

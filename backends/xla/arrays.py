@@ -66,11 +66,13 @@ def reshape(eqn: Eqn, op: Reshape) -> Call:
 
 
 def slice_(eqn: Eqn, op: Slice) -> Call:
-    return lambda x: (jax.lax.slice_in_dim(x, op.start, op.start + op.size, axis=-1),)
+    assert isinstance(op.start, int) and isinstance(op.size, int), "lengths are bound before a kernel is built"
+    start, stop, axis = op.start, op.start + op.size, op.axis
+    return lambda x: (jax.lax.slice_in_dim(x, start, stop, axis=axis),)
 
 
 def concat(eqn: Eqn, op: Concat) -> Call:
-    return lambda *operands: (jnp.concatenate(operands, axis=-1),)
+    return lambda *operands: (jnp.concatenate(operands, axis=op.axis),)
 
 
 def cast(eqn: Eqn, op: Cast) -> Call:

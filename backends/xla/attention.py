@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.xla.arrays import real_of, serve
 from tfc.backends.xla.formula import Reader
-from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, walk
-from tfc.ir.ops import Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh
+from tfc.formula.expr import Const, Expr, Load, Read, Token, Var, walk
+from tfc.formula.ranges import ranges
+from tfc.ir.ops import ROW, Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh, reads_row
 from tfc.ir.program import Eqn
 
 __all__ = ["KERNEL", "KERNELS", "log_sum_exp"]
@@ -26,25 +27,56 @@ Shape = tuple[int, int, int, int]
 EVERYTHING = Const(True)
 
 
-def reader(shape: Shape, captured: tuple[Array, ...], real: Any, *formulas: Expr) -> Callable[..., Array]:
-    """What the formulas' leaves stand for on scores of shape [B, H, N, M]; extra leaves are given with the formula."""
+def reader(shape: Shape, captured: tuple[Array, ...], real: Any) -> Callable[..., Array]:
+    """What a formula is on scores of shape [B, H, N, M]; extra leaves are given with it.
+
+    Each index that it reduces over has an axis of its own, after the four of the scores.
+    """
     b, h, n, m = shape
     leaves: dict[Expr, Array] = {
         Token("q"): (jnp.arange(n, dtype=jnp.int32) + (m - n))[None, None, :, None],
         Token("k"): jnp.arange(m, dtype=jnp.int32)[None, None, None, :],
     }
-    for node in (node for f in formulas for node in walk(f)):
-        if isinstance(node, Load):
-            x = captured[node.slot]
-            x = x[None] if x.ndim == 1 else x
-            x = x.astype({Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: real}[node.kind])
-            leaves[node] = x[:, None, :, None] if node.side == "q" else x[:, None, None, :]
-    axes = {"b": (0, b), "h": (1, h), "n": (2, n), "m": (3, m)}
 
     def read(formula: Expr, extra: Mapping[Expr, Array] | None = None) -> Array:
-        return Reader(real=real, leaves={**leaves, **(extra or {})}, operands=captured, axes=axes)(formula)
+        sizes = ranges(formula, [x.shape for x in captured])
+        axes = {"#b": (0, b), "h": (1, h), "#n": (2, n), "#m": (3, m)}
+        axes |= {name: (4 + i, size) for i, (name, size) in enumerate(sizes.items())}
+        wide = [1] * len(sizes)
+        known = {leaf: jnp.reshape(x, (*x.shape, *wide)) for leaf, x in {**leaves, **(extra or {})}.items()}
+        reader = Reader(real=real, leaves=known, operands=captured, axes=axes, tokens={"q": 2, "k": 3})
+        values = reader(formula)
+        return jnp.reshape(values, values.shape[:4])
 
     return read
+
+
+def row_statistics(formula: Expr, s: Array) -> dict[Expr, Array]:
+    """The statistics of each row that the formula reads, over the keys whose score is not -inf; 0 where there are none.
+
+    s: [B, H, N, M]   -> [B, H, N, 1], the rank [B, H, N, M]
+    """
+    read = {node.name for node in walk(formula) if isinstance(node, Var) and node.name in ROW}
+    if not read:
+        return {}
+    seen = ~jnp.isneginf(s)
+    count = jnp.sum(seen, axis=-1, keepdims=True, dtype=jnp.int32)
+    finite = jnp.where(seen, s, 0)
+    made: dict[str, Array] = {"row.count": count}
+    if "row.rank" in read:
+        order = jnp.argsort(jnp.where(seen, -s, jnp.inf), axis=-1, stable=True)
+        made["row.rank"] = jnp.where(seen, jnp.argsort(order, axis=-1), 0).astype(jnp.int32)
+    if "row.max" in read:
+        largest = jnp.max(s, axis=-1, keepdims=True, initial=-jnp.inf)
+        made["row.max"] = jnp.where(count > 0, largest, 0)
+    if read & {"row.mean", "row.deviation"}:
+        made["row.mean"] = mean = jnp.sum(finite, axis=-1, keepdims=True) / jnp.maximum(count, 1)
+        squares = jnp.sum(jnp.where(seen, finite - mean, 0) ** 2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
+        varies = squares > 0  # a root has no slope at 0
+        made["row.deviation"] = jnp.where(varies, jnp.sqrt(jnp.where(varies, squares, 1)), 0)
+    if "row.lse" in read:
+        made["row.lse"] = jnp.where(count > 0, exponentials(s)[2][..., None], 0)
+    return {Var(name, kind): made[name] for name, kind in ROW.items() if name in read}
 
 
 def grouped_scores(q: Array, k: Array, scale: float, real: Any) -> Array:
@@ -80,24 +112,35 @@ def exponentials(s: Array) -> tuple[Array, Array, Array]:
 def weights(formula: Expr, read: Callable[..., Array], s: Array, p: Array, real: Any) -> Array:
     """The weigh formula over s and p; zero where a key is not seen."""
     seen = ~jnp.isneginf(s)
-    w = read(formula, {S: jnp.where(seen, s, 0), P: p}).astype(real)
+    w = read(formula, {S: jnp.where(seen, s, 0), P: p, **row_statistics(formula, s)}).astype(real)
     return jnp.where(seen, w, 0)
 
 
 def masked_scores(op: Attention, q: Array, k: Array, read: Callable[..., Array], real: Any) -> Array:
     s = grouped_scores(q, k, op.scale, real)
-    if op.score != S:
+    if op.score != S and not reads_row(op.score):
         s = jnp.broadcast_to(read(op.score, {S: s}), s.shape).astype(real)
-    return s if op.mask == EVERYTHING else jnp.where(read(op.mask), s, -jnp.inf)
+    if op.mask != EVERYTHING:
+        s = jnp.where(read(op.mask), s, -jnp.inf)
+    return scored(op.score, read, s).astype(real) if reads_row(op.score) else s
+
+
+def scored(formula: Expr, read: Callable[..., Array], s: Array) -> Array:
+    """The score formula over s, which stays -inf where it is."""
+    seen = ~jnp.isneginf(s)
+    made = read(formula, {S: jnp.where(seen, s, 0), **row_statistics(formula, s)})
+    return jnp.where(seen, made, -jnp.inf)
 
 
 def attend(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
     """out [B, N, H, Dv] in `real`, lse [B, H, N]."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    read = reader(shape, captured, real, op.score, op.mask, op.weigh)
+    read = reader(shape, captured, real)
     if any(isinstance(node, Load | Read) for node in walk(op.mask)):
         # a key beyond a length that is known at run time only may hold anything, and reaches nothing
-        used = jnp.any(jnp.broadcast_to(read(op.mask), (*read(op.mask).shape[:3], shape[3])), axis=(1, 2))
+        mask = jnp.atleast_1d(read(op.mask))
+        mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))
+        used = jnp.any(jnp.broadcast_to(mask, (*mask.shape[:3], shape[3])), axis=(1, 2))
         k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))
     s = masked_scores(op, q, k, read, real)
     e, total, lse = exponentials(s)
@@ -109,7 +152,7 @@ def attend(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Ar
 def log_sum_exp(op: Attention, real: Any, q: Array, k: Array, *captured: Array) -> Array:
     """lse [B, H, N] alone."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    return exponentials(masked_scores(op, q, k, reader(shape, captured, real, op.score, op.mask), real))[2]
+    return exponentials(masked_scores(op, q, k, reader(shape, captured, real), real))[2]
 
 
 def _attention(eqn: Eqn, op: Attention) -> Call:
@@ -129,8 +172,8 @@ def _scores(eqn: Eqn, op: Scores) -> Call:
 def _score(eqn: Eqn, op: Score) -> Call:
     def call(s: Array, *captured: Array) -> tuple[Array, ...]:
         b, h, n, m = s.shape
-        y = reader((b, h, n, m), captured, real_of(eqn), op.formula)(op.formula, {S: s})
-        return (jnp.broadcast_to(y, s.shape).astype(s.dtype),)
+        read = reader((b, h, n, m), captured, real_of(eqn))
+        return (scored(op.formula, read, s).astype(s.dtype),)
 
     return call
 
@@ -138,7 +181,7 @@ def _score(eqn: Eqn, op: Score) -> Call:
 def _masked(eqn: Eqn, op: Masked) -> Call:
     def call(s: Array, *captured: Array) -> tuple[Array, ...]:
         b, h, n, m = s.shape
-        return (jnp.where(reader((b, h, n, m), captured, real_of(eqn), op.formula)(op.formula), s, -jnp.inf),)
+        return (jnp.where(reader((b, h, n, m), captured, real_of(eqn))(op.formula), s, -jnp.inf),)
 
     return call
 
@@ -147,7 +190,7 @@ def _weigh(eqn: Eqn, op: Weigh) -> Call:
     def call(s: Array, *captured: Array) -> tuple[Array, ...]:
         b, h, n, m = s.shape
         e, total, lse = exponentials(s)
-        read = reader((b, h, n, m), captured, real_of(eqn), op.formula)
+        read = reader((b, h, n, m), captured, real_of(eqn))
         return (e / total if op.formula == P else weights(op.formula, read, s, e / total, s.dtype)), lse
 
     return call

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import ndtri
 
 from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Reduce, Token, Var, kind_of
 
@@ -33,6 +34,28 @@ def _whole(divide: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
 
 def _sign(x: Array) -> Array:
     return jnp.where(x < 0, -1, jnp.where(x >= 0, 1, x)).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _straight(x: Array, y: Array) -> Array:
+    return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, y.shape))
+
+
+@_straight.defjvp
+def _straight_slope(at: tuple[Array, Array], along: tuple[Array, Array]) -> tuple[Array, Array]:
+    value = _straight(*at)
+    return value, jnp.broadcast_to(along[1], value.shape)
+
+
+@jax.custom_jvp
+def _normal_quantile(y: Array) -> Array:
+    return ndtri(y)
+
+
+@_normal_quantile.defjvp
+def _normal_quantile_slope(at: tuple[Array], along: tuple[Array]) -> tuple[Array, Array]:
+    x = _normal_quantile(*at)
+    return x, along[0] * (math.sqrt(2 * math.pi) * jnp.exp(0.5 * x * x))
 
 
 FORMS: Mapping[str, Callable[..., Any]] = {
@@ -71,6 +94,9 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "erf": lax.erf,
     "sin": jnp.sin,
     "cos": jnp.cos,
+    "normal_quantile": _normal_quantile,
+    "straight": lambda x, y: _straight(x, y) if jnp.issubdtype(x.dtype, jnp.floating) else x + 0 * y,
+    "stop": lax.stop_gradient,
 }
 
 
@@ -101,14 +127,16 @@ def apply(fn: str, args: Sequence[Any], kinds: Sequence[Kind], gives: Kind, real
 class Reader:
     """What the leaves of a formula stand for: arrays of one rank (or scalars) that broadcast against each other.
 
-    real: the float type to compute in. leaves: values of `Var`, `Token` and `Load` nodes.
-    operands: arrays of the slots, for `Read`s. axes: the axis and the length of each index of an index equation.
+    real: the float type to compute in. leaves: values of `Var` and `Token` nodes. operands: arrays of the slots.
+    axes: the axis and the length of each index of an index equation, or of a formula of tokens. tokens: the axis of
+    each side's tokens, whose fields are read with axis 0 as the batch.
     """
 
     real: Any
     leaves: Mapping[Expr, Array] = field(default_factory=dict)
     operands: Sequence[Array] = ()
     axes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, expr: Expr) -> Array:
         """The formula's values. Raises FormulaError for a leaf that means nothing here."""
@@ -116,14 +144,14 @@ class Reader:
             return self.leaves[expr]
         match expr:
             case Const(value):
-                dtype = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: self.real}[kind_of(expr)]
-                return jnp.asarray(value, dtype)
+                return jnp.asarray(value, self._dtype(kind_of(expr)))
             case Var(name, _) if name in self.axes:
                 axis, size = self.axes[name]
                 return lax.broadcasted_iota(jnp.int32, [size if i == axis else 1 for i in range(len(self.axes))], axis)
-            case Read(slot, indices, kind):
-                dtype = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: self.real}[kind]
-                return self.read(self.operands[slot], indices).astype(dtype)
+            case Read(_, _, kind):
+                return self._elements(expr).astype(self._dtype(kind))
+            case Load(_, side, kind, _) if side in self.tokens:
+                return self._elements(expr).astype(self._dtype(kind))
             case Reduce(fn, names, body):
                 return self._reduce(fn, names, body)
             case Apply(fn, args):
@@ -135,24 +163,40 @@ class Reader:
                 raise FormulaError(f"`{expr}` has no value outside attention")
         raise FormulaError(f"`{expr}` has no value here")
 
-    def plain(self, shape: Sequence[int], indices: Sequence[Expr]) -> tuple[str, ...] | None:
-        """The names of the indices where each is a different index of the equation that spans its whole axis."""
-        names = tuple(i.name for i in indices if isinstance(i, Var) and i.name in self.axes)
-        if len(names) < len(indices) or len(set(names)) < len(names):
-            return None
-        return names if all(self.axes[n][1] == size for n, size in zip(names, shape, strict=True)) else None
+    def _dtype(self, kind: Kind) -> Any:
+        return {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: self.real}[kind]
 
-    def read(self, table: Array, indices: Sequence[Expr]) -> Array:
-        """Elements of a table by formulas; an index beyond an end reads the element at that end."""
-        names = self.plain(table.shape, indices)
-        if names is not None:
-            order = sorted(range(len(names)), key=lambda i: self.axes[names[i]][0])
-            shape = [1] * len(self.axes)
-            for name, size in zip(names, table.shape, strict=True):
-                shape[self.axes[name][0]] = size
-            return jnp.reshape(jnp.transpose(table, order), shape)
-        where = tuple(jnp.clip(self(i), 0, n - 1) for i, n in zip(indices, table.shape, strict=True))
-        return table.at[where].get(mode="promise_in_bounds") if where else table
+    def spread(self, x: Array, axes: Sequence[int]) -> Array:
+        """x as a view whose axis i lies along `axes[i]`, of size 1 along the others."""
+        order = sorted(range(len(axes)), key=lambda i: axes[i])
+        shape = [1] * len(self.axes)
+        for axis, size in zip(axes, x.shape, strict=True):
+            shape[axis] = size
+        return jnp.reshape(jnp.transpose(x, order), shape)
+
+    def plain(self, node: Read | Load) -> tuple[Array, tuple[int, ...]] | None:
+        """An operand and the axis that each of its axes lies along, where each index is one that spans its axis."""
+        x = self.operands[node.slot]
+        axes = [self.axes[i.name] for i in node.indices if isinstance(i, Var) and i.name in self.axes]
+        sizes = x.shape[x.ndim - len(node.indices) :]
+        if len(axes) < len(node.indices) or any(n != size for (_, n), size in zip(axes, sizes, strict=True)):
+            return None
+        own = (0, self.tokens[node.side])[len(axes) + 2 - x.ndim :] if isinstance(node, Load) else ()
+        along = (*own, *(axis for axis, _ in axes))
+        return (x, along) if len(set(along)) == len(along) else None
+
+    def _elements(self, node: Read | Load) -> Array:
+        """What an operand holds at the indices; an index beyond an end reads the element at that end."""
+        found = self.plain(node)
+        if found is not None:
+            return self.spread(*found)
+        x = self.operands[node.slot]
+        own = x.ndim - len(node.indices)
+        where = [jnp.clip(self(i), 0, n - 1) for i, n in zip(node.indices, x.shape[own:], strict=True)]
+        if isinstance(node, Load):
+            token_axes = (0, self.tokens[node.side])[2 - own :]
+            where = [*(self.spread(jnp.arange(x.shape[i]), [a]) for i, a in enumerate(token_axes)), *where]
+        return x.at[tuple(where)].get(mode="promise_in_bounds") if where else x
 
     def _reduce(self, fn: str, names: Sequence[str], body: Expr) -> Array:
         if fn in ("sum", "mean"):
@@ -179,31 +223,29 @@ def product(reader: Reader, names: Sequence[str], body: Expr) -> Array | None:
     Operands stay in their own types; sums are float32 or wider, and exact products for float32 operands.
     """
     factors = _factors(body)
-    reads = [f for f in factors if isinstance(f, Read) and f.kind is Kind.REAL]
+    reads = [f for f in factors if isinstance(f, Read | Load) and f.kind is Kind.REAL]
     others = [f for f in factors if f not in reads]
     if len(reads) < 2 or not all(isinstance(f, Const) for f in others):
         return None
-    letters = {name: chr(ord("a") + axis) for name, (axis, _) in reader.axes.items()}
-    spelled, arrays = [], []
-    for read in reads:
-        table = reader.operands[read.slot]
-        used = reader.plain(table.shape, read.indices)
-        if used is None:
-            return None
-        spelled.append("".join(letters[n] for n in used))
-        arrays.append(table)
-    seen = {c for word in spelled for c in word}
-    if any(letters[n] not in seen for n in names):
+    found = [reader.plain(read) for read in reads]
+    operands = [x for x in found if x is not None]
+    if len(operands) < len(found):
+        return None
+    seen = {axis for _, axes in operands for axis in axes}
+    reduced = {reader.axes[n][0] for n in names}
+    if not reduced <= seen:
         return None  # an index that nothing varies along multiplies the sum; the general form does that
-    kept = "".join(sorted(seen - {letters[n] for n in names}))
-    exact = "highest" if any(x.dtype.itemsize > 2 for x in arrays) else None
-    out = jnp.einsum(f"{','.join(spelled)}->{kept}", *arrays, precision=exact, preferred_element_type=reader.real)
+    kept = sorted(seen - reduced)
+    exact = "highest" if any(x.dtype.itemsize > 2 for x, _ in operands) else None
+    spelled = ",".join(_letters(axes) for _, axes in operands) + "->" + _letters(kept)
+    out = jnp.einsum(spelled, *(x for x, _ in operands), precision=exact, preferred_element_type=reader.real)
     for f in others:
         out = out * jnp.asarray(f.value, reader.real)  # type: ignore[attr-defined]  # only Consts are left
-    shape = [1] * len(reader.axes)
-    for c, size in zip(kept, out.shape, strict=True):
-        shape[ord(c) - ord("a")] = size
-    return jnp.reshape(out, shape)
+    return reader.spread(out, kept)
+
+
+def _letters(axes: Sequence[int]) -> str:
+    return "".join(chr(ord("a") + axis) for axis in axes)
 
 
 def _factors(expr: Expr) -> list[Expr]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.xla.arrays import real_of, serve
 from tfc.backends.xla.formula import Reader
-from tfc.formula.expr import Expr, Kind, Var
+from tfc.formula.expr import Expr, Kind, Var, slots
 from tfc.ir.ops import Rotate
 from tfc.ir.program import Eqn
 
@@ -24,13 +24,17 @@ def _build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:
     real, out = real_of(eqn), DTYPES[eqn.out.type.dtype]
     assert isinstance(offset, int), "lengths are bound before a kernel is built"
 
-    def call(x: Array, positions: Array | None = None) -> tuple[Array, ...]:
-        pos = jnp.arange(x.shape[1], dtype=jnp.int32)[None] + offset if positions is None else positions
+    reads = bool(slots(op.angle))
+
+    def call(x: Array, *operands: Array) -> tuple[Array, ...]:
+        given = operands and not reads
+        pos = operands[0] if given else jnp.arange(x.shape[1], dtype=jnp.int32)[None] + offset
         leaves: dict[Expr, Array] = {
             Var("pos", Kind.INT): pos[:, :, None, None],
             Var("c", Kind.INT): jnp.arange(half, dtype=jnp.int32),
         }
-        angle = Reader(real=real, leaves=leaves)(op.angle).astype(real)
+        axes = {"#b": (0, x.shape[0]), "#n": (1, x.shape[1]), "#h": (2, 1), "c": (3, half)}
+        angle = Reader(real=real, leaves=leaves, operands=operands, axes=axes, tokens={"q": 1})(op.angle).astype(real)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         turned = x[..., : op.dims].astype(real)
         pairs = jnp.reshape(turned, (*x.shape[:3], 2, half) if op.pairing == "half" else (*x.shape[:3], half, 2))

@@ -1,13 +1,15 @@
 """Primitives on any values: folded where known, a formula node in formulas, an operation on tensors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from tfc.diagnostics import Note
 from tfc.formula.expr import INFIX, PRIMITIVES, Apply, Const, Expr, FormulaError, Kind, Read, Var, kind_of
+from tfc.grammar.lowering.fields import aligned
 from tfc.grammar.lowering.numbers import fold, foldable
 from tfc.grammar.lowering.session import LIMITS, Frame, fail
-from tfc.grammar.lowering.values import Formula, Meaning, Tensor, describe, is_number
+from tfc.grammar.lowering.values import NOTHING, Formula, Meaning, Tensor, describe, is_number
 from tfc.ir.ops import Elementwise, promote
 from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
@@ -20,6 +22,8 @@ Operand = tuple[Meaning, Span]
 def operate(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) -> Meaning:
     """`fn` of the operands, whatever they are."""
     values = [v for v, _ in operands]
+    if fn in ("eq", "ne") and NOTHING in values:  # `segment == none`, whatever else a segment may be
+        return (values[0] is values[1]) == (fn == "eq")
     if foldable(values):
         return fold(fn, values, frame.at(span))
     if frame.formula or any(isinstance(v, Formula) for v in values):
@@ -161,10 +165,12 @@ def elementwise(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) 
             args.append(tensor_of(value, s, frame, None))
         else:
             args.append(tensor_of(value, s, frame, None if exponent or condition else dtype))
+    args, tokens = aligned(args, span, frame)
     _check_shapes(fn, args, operands, span, frame)
     _check_tensor_kinds(fn, args, operands, frame)
     fields = merge_fields(args, broadcast_shape(args), span, frame)
-    return frame.emit(Elementwise(fn=fn), tuple(args), span, fn, fields)[0]
+    (made,) = frame.emit(Elementwise(fn=fn), tuple(args), span, fn, fields)
+    return replace(made, tokens=tokens) if tokens else made
 
 
 def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], frame: Frame) -> None:

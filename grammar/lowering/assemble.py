@@ -20,15 +20,18 @@ _NUMBERS = count()  # never the same value twice, in whatever builder: a capture
 class Builder:
     """A program being written. Values have numbers for names until `finish`, which gives the ones people read.
 
-    parent: the builder whose program will hold this one's as a `repeat` body; its values are captured on use.
+    parent: the builder whose program will hold this one's as a `repeat` or `route` body; its values are captured on
+    use. routed: the body of a `route`. reports: side outputs by path.
     """
 
     parent: "Builder | None" = None
+    routed: bool = False
     inputs: list[Input] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
     eqns: list[Eqn] = field(default_factory=list)
     captured: dict[Value, tuple[Tensor, Value]] = field(default_factory=dict)
     constants: dict[tuple[type, bool | int | float, DType], Tensor] = field(default_factory=dict)
+    reports: dict[str, Tensor] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
     closed: bool = False
 
@@ -42,9 +45,10 @@ class Builder:
         self.inputs.append(Input(made, default))
         return Tensor(made, self, span)
 
-    def param(self, path: str, hint: str, type: TensorType, init: Init, trained: bool, span: Span) -> Tensor:
-        made = self.value(type, hint)
-        self.params.append(Param(path, made, init, trained))
+    def declare(self, param: Param, hint: str, span: Span) -> Tensor:
+        """A parameter of this program; its value gets a name of its own."""
+        made = self.value(param.value.type, hint)
+        self.params.append(replace(param, value=made))
         return Tensor(made, self, span)
 
     def local(self, tensor: Tensor) -> Value:
@@ -61,6 +65,14 @@ class Builder:
         while at is not None and at is not tensor.home:
             at = at.parent
         return at is not None
+
+    def report(self, path: str, tensor: Tensor) -> None:
+        """A side output; the same path again, of a body that runs twice, is numbered."""
+        n, free = 1, path
+        while free in self.reports:
+            n += 1
+            free = f"{path}_{n}"
+        self.reports[free] = tensor
 
     def constant(self, value: bool | int | float, dtype: DType, span: Span) -> Tensor:
         """A number as a tensor without axes; the same number once."""
@@ -90,6 +102,7 @@ class Builder:
     def finish(self, name: str, results: tuple[Tensor, ...], precision: Precision, doc: str = "") -> Program:
         """The program, its values named after the equations, parameters and inputs of the spec."""
         ends = tuple(map(self.local, results))  # may capture: a turn may leave a value from outside
+        reports = tuple((path, self.local(t)) for path, t in self.reports.items())
         inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
         names = _names([self.hints[v.name] for v in order])
@@ -106,6 +119,7 @@ class Builder:
             results=tuple(renamed[v] for v in ends),
             precision=precision,
             doc=doc,
+            reports=tuple((path, renamed[v]) for path, v in reports),
         )
 
 

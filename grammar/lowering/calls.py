@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.lowering.components import change_inside, reach_in
+from tfc.grammar.lowering.changes import change_inside, reach_in
+from tfc.grammar.lowering.choices import check_chosen
 from tfc.grammar.lowering.evaluate import argument, enter
 from tfc.grammar.lowering.inputs import bind_type
 from tfc.grammar.lowering.scope import FileScope, Scope
 from tfc.grammar.lowering.segments import head, segments
-from tfc.grammar.lowering.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.lowering.session import Frame, fail, is_library
 from tfc.grammar.lowering.statements import run_body
 from tfc.grammar.lowering.values import Change, Component, Meaning, Place, Tensor
 from tfc.source import Span
 
-__all__ = ["Changes", "bind_input", "check_reached", "inline", "inside", "with_lets"]
+__all__ = ["Changes", "apply", "bind_input", "check_reached", "inline", "inside", "with_lets"]
 
 Changes = dict[tuple[str, ...], Change]
 Explicit = dict[str, tuple[Meaning, Span]]
@@ -22,27 +23,37 @@ Explicit = dict[str, tuple[Meaning, Span]]
 
 def inline(component: Component, node: ast.Call, label: str | None, callee: ast.Expr, frame: Frame) -> Meaning:
     """The value of a call: the block's body, run in a scope of its own under the place that the call opens."""
-    site = frame.at(node.span)
-    frame.session.count("calls", site)
+    frame.session.count("calls", frame.at(node.span))
     segment = label or _segment_name(callee)
     if component.place is None:  # else its declaration was changed
         component = reach_in(component, segment, frame)
-    block = component.block
     explicit = _arguments(component, node.arguments, frame)
-    given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})
     place = _open(component, segment, label, node, callee, frame)
+    return apply(component, explicit, place, segment, node, frame)
+
+
+def apply(
+    component: Component, explicit: Explicit, place: Place, segment: str, node: ast.Call, frame: Frame
+) -> Meaning:
+    """A block's body with these arguments, its parameters in that place; node is the call that asks for it."""
+    block = component.block
+    given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})
     scope = Scope(with_lets(component, given[1]))
     inner_site = frame.site if is_library(node.span.source) else node.span
     inner = Frame(
         session=frame.session, scope=scope, place=place, builder=frame.builder,
         site=inner_site if is_library(block.span.source) else None,
-        inside=(*inside(block, given[0]), *inside(block, given[1])), active=enter(block, site, frame),
+        inside=(*inside(block, given[0]), *inside(block, given[1])), active=enter(block, frame.at(node.span), frame),
     )  # fmt: skip
     for wanted in block.inputs:
         bind_input(wanted, explicit, given, component, inner, node.span)
+    if frame.session.seen is not None:
+        frame.session.seen.open(node, place, component)
+        frame.session.seen.enter(block, place, scope)
+    made = len(frame.builder.eqns)
     value = run_body(block.body, inner, block)
     check_reached(inner, component)
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and len(frame.builder.eqns) > made:
         frame.builder.rename(value, segment)
     return value
 
@@ -66,23 +77,11 @@ def _open(
                 "E208", f"`{component.name}` is declared in a body and owns its weights; a label would change nothing",
                 span, help="leave the label out", edits=(Edit(span, callee.span.text),),
             )  # fmt: skip
+        if component.place.home is not None:
+            fail("E407", f"`{component.name}` is routed elsewhere: its weights exist in copies, and no call chooses one",
+                 node.span, help="declare another for calls, or call a recipe")  # fmt: skip
         return component.place
-    taken = frame.uses.get(segment)
-    if taken is None:
-        place = frame.place.under(segment)
-        frame.uses[segment] = Use(node.callee.span, place)
-        return place
-    if label:
-        fail("E208", f"the label `{label}` is used twice in this body", node.callee.span,
-             help="a label names one use", notes=(Note("it is used here already", taken.span),))  # fmt: skip
-    n = 2
-    while f"{segment}_{n}" in frame.uses:
-        n += 1
-    place = frame.place.under(f"{segment}_{n}")
-    frame.uses[f"{segment}_{n}"] = Use(node.callee.span, place)
-    if not is_library(node.span.source):
-        frame.session.numbered.append(Use(node.callee.span, place, callee.span.text))
-    return place
+    return frame.open(segment, node.callee, label, callee.span.text)
 
 
 def _arguments(
@@ -112,8 +111,6 @@ def _arguments(
 
 
 def _no_input(name: str, arg: ast.Argument, component: Component, inputs: Sequence[str], frame: Frame) -> None:
-    if name in ("weights", "kv_cache"):
-        refuse(f"`{name} = ..` (weight and cache formats)", frame.at(arg.span))
     near = closest(name, inputs)
     span = Span(arg.span.source, arg.span.start, arg.span.start + len(name))
     fail(
@@ -171,6 +168,10 @@ def with_lets(component: Component, changes: Changes) -> Scope:
         return component.scope
     lets = {p[0]: (c.value, c.span) for p, c in changes.items() if len(p) == 1 and p[0] not in {*inputs, *inner}}
     lets = {name: v for name, v in lets.items() if name in set(at.lets())}
+    for name, (value, span) in lets.items():
+        at.own(name)  # a choice says what it offers when it is evaluated
+        if name in at.choices:
+            check_chosen(name, value, at.choices[name], span)
     return at.override(lets) if lets else at
 
 

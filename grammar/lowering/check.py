@@ -40,7 +40,7 @@ def _bound(node: object) -> Iterator[str]:
         match at:
             case ast.Equation(target=target, indices=indices):
                 yield target
-                yield from indices or ()
+                yield from (i.name for i in indices or ())
             case ast.Repeat(name=name) | ast.Declaration(name=name):
                 yield name
             case ast.ParamDecl(name=name, dims=dims):
@@ -60,9 +60,8 @@ def _check(node: object, own: frozenset[str], scope: FileScope, session: Session
     Words of formulas are let pass: whether they mean something is known where a formula is used. So are the indices of
     reducers, and whatever a nested item binds: a name wrongly let pass is found when the block is used.
     """
-    reduced = frozenset(
-        i.id for n in _walk(node) if isinstance(n, ast.Subscript) for i in n.indices if isinstance(i, ast.Name)
-    )
+    heads = [i for n in _walk(node) if isinstance(n, ast.Subscript) for i in n.indices]
+    reduced = frozenset(i.id if isinstance(i, ast.Name) else i.name for i in heads if isinstance(i, ast.Name | ast.Index))
     for at in _walk(node):
         if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id == ".." or at.id in _TYPES:
             continue

@@ -1,16 +1,15 @@
-"""Components made of others: `KIND name = base { .. }`, and changes that reach inside a component or a body."""
+"""Components made of others: `KIND name = base { .. }`."""
 
 from dataclasses import replace
 
 from tfc.diagnostics import Edit, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.evaluate import derive, evaluate
-from tfc.grammar.lowering.segments import did_you_mean, segments
-from tfc.grammar.lowering.session import Frame, fail, refuse
-from tfc.grammar.lowering.values import Change, Component, Meaning, describe
+from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.values import Component, Meaning, describe
 from tfc.source import Span
 
-__all__ = ["change_inside", "component_of", "reach_in"]
+__all__ = ["component_of"]
 
 
 def component_of(item: ast.Declaration, frame: Frame) -> Component:
@@ -56,35 +55,3 @@ def _kind(item: ast.Declaration, frame: Frame) -> Component:
     what = "is not known" if value is None else f"is {describe(value)}"
     fail("E205", f"the kind `{item.kind}` {what}", span, help=f"did you mean `{near}`?" if near else "",
          edits=(Edit(span, near),) if near else ())  # fmt: skip
-
-
-def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: str) -> Meaning:
-    """`q.biased = yes`: the component given for `q`, changed."""
-    if not isinstance(value, Component):
-        fail("E305", f"`{name}` is {describe(value)}; it has no attribute `{path[0]}`", change.span)
-    kept = tuple(c for c in value.changes if c.path[: len(path)] != path)
-    inputs = [i.name for i in value.block.inputs]
-    if path[0] not in inputs and path[0] not in segments(value.block):
-        if path[0] in ("weights", "kv_cache"):
-            refuse(f"`{path[0]} = ..` (weight and cache formats)", change.span)
-        near, at = closest(path[0], inputs), change.key(path[0])
-        edits = (Edit(at, near),) if near else ()
-        fail("E204", f"`{name}` has no attribute `{path[0]}`", at, help=did_you_mean(near), edits=edits)
-    return replace(value, changes=(*kept, Change(path, change.value, change.span, change.setting)))
-
-
-def reach_in(component: Component, segment: str, frame: Frame) -> Component:
-    """The component a segment stands for, changed where a derivation of the body around it reaches in."""
-    for change in frame.inside:
-        if change.path[0] != segment:
-            continue
-        frame.seen_inside.add(segment)
-        if len(change.path) == 1:
-            if not isinstance(change.value, Component):
-                fail("E305", f"`{segment}` is a component; {describe(change.value)} is given", change.span)
-            component = change.value
-        else:
-            changed = change_inside(component, change.path[1:], change, segment)
-            assert isinstance(changed, Component)
-            component = changed
-    return component

@@ -1,106 +1,25 @@
 """The core functions, those that the language cannot define in itself: calls with known arguments -> operations."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import replace
 
-from tfc.diagnostics import Edit, Note, closest
-from tfc.grammar import ast
-from tfc.grammar.lowering.algebra import merge_fields, tensor_of
-from tfc.grammar.lowering.attend import attend
+from tfc.diagnostics import Edit, Note
+from tfc.grammar.lowering.algebra import merge_fields, operate
+from tfc.grammar.lowering.arguments import Call, Function, call
+from tfc.grammar.lowering.attend import attend, mix, rotate, weights
+from tfc.grammar.lowering.formats import rounded
 from tfc.grammar.lowering.numbers import whole
-from tfc.grammar.lowering.session import Frame, fail
-from tfc.grammar.lowering.values import Given, Meaning, Tensor, describe
-from tfc.ir.ops import Concat, Op, Reduction, Reshape, Take
+from tfc.grammar.lowering.recurrence import recur
+from tfc.grammar.lowering.registered import REGISTERED
+from tfc.grammar.lowering.routing import route
+from tfc.grammar.lowering.session import fail
+from tfc.grammar.lowering.tokens import append, cut, part, pick, tag, top
+from tfc.grammar.lowering.values import Meaning, Tensor, describe, is_number
+from tfc.ir.ops import Calibrated, Concat, Reduction, Reshape, Take
 from tfc.ir.program import Init
 from tfc.ir.types import DType
-from tfc.source import Span
 
-__all__ = ["FUNCTIONS", "NOT_BUILT", "Function", "call"]
-
-Arguments = Mapping[str, Meaning]
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A core function: its name, inputs (a name ending in `?` may be left out), meaning.
-
-    many: takes any number of positional arguments.   open: takes names of the author's choice (`tag`).
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    run: Callable[["Call"], Meaning]
-    doc: str
-    many: bool = False
-    open: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call with its arguments evaluated: by name, and those beyond the named inputs."""
-
-    function: Function
-    given: Mapping[str, Given]
-    rest: tuple[Given, ...]
-    extra: Mapping[str, Given]
-    node: ast.Call
-    frame: Frame
-
-    @property
-    def span(self) -> Span:
-        return self.node.span
-
-    def tensor(self, name: str) -> Tensor:
-        """The argument as a tensor."""
-        given = self.given[name]
-        if isinstance(given.value, Tensor):
-            return given.value
-        fail(
-            "E305", f"`{self.function.name}` takes a tensor; `{given.span.text}` is {describe(given.value)}",
-            self.frame.at(given.span),
-        )  # fmt: skip
-
-    def emit(self, op: Op, args: tuple[Tensor, ...], fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        return self.frame.emit(op, args, self.span, self.function.name, fields)[0]
-
-
-def call(
-    function: Function, positional: Sequence[Given], named: Mapping[str, Given], node: ast.Call, frame: Frame
-) -> Meaning:
-    """Bind the arguments and run."""
-    inputs = [n.rstrip("?") for n in function.inputs]
-    if len(positional) > len(inputs) and not function.many:
-        fail(
-            "E207", f"`{function.name}` takes {len(inputs)} arguments, not {len(positional)}", frame.at(node.span),
-            help=f"{function.name}({', '.join(inputs)})",
-        )  # fmt: skip
-    given = dict(zip(inputs, positional, strict=False))
-    extra: dict[str, Given] = {}
-    for name, value in named.items():
-        if name in given:
-            fail("E214", f"`{name}` is given twice", frame.at(value.span))
-        if name in inputs:
-            given[name] = value
-        elif function.open:
-            extra[name] = value
-        else:
-            _unknown_input(name, value, function, inputs, frame)
-    for wanted in function.inputs:
-        if not wanted.endswith("?") and wanted not in given:
-            fail("E206", f"`{function.name}` needs `{wanted}`", frame.at(node.span),
-                 help=f"{function.name}({', '.join(inputs)})")  # fmt: skip
-    return function.run(Call(function, MappingProxyType(given), tuple(positional[len(inputs) :]), extra, node, frame))
-
-
-def _unknown_input(name: str, value: Given, function: Function, inputs: Sequence[str], frame: Frame) -> None:
-    near = closest(name, inputs)
-    argument = value.argument
-    edits: tuple[Edit, ...] = ()
-    if near and argument:
-        edits = (Edit(Span(argument.span.source, argument.span.start, argument.span.start + len(name)), near),)
-    fail("E204", f"`{function.name}` has no input `{name}`", frame.at(argument.span if argument else value.span),
-         help=f"did you mean `{near}`?" if near else f"it has {', '.join(inputs)}", edits=edits)  # fmt: skip
+__all__ = ["FUNCTIONS", "Function", "call"]
 
 
 # ---- one function each
@@ -117,7 +36,7 @@ def _reduce(c: Call) -> Meaning:
                 "E301", f"`{c.function.name}` takes reals; `{shown}` is {x.type}", c.frame.at(c.span),
                 help="`x * 1.0` makes reals of whole numbers, `if(x, 1.0, 0.0)` of booleans",
             )  # fmt: skip
-    return c.emit(Reduction(fn=c.function.name), (x,), x.fields)
+    return c.emit(Reduction(fn=c.function.name), (x,), x.fields if x.type.rank > 2 else {})
 
 
 def _size(c: Call) -> Meaning:
@@ -135,11 +54,11 @@ def _split(c: Call) -> Meaning:
     if not isinstance(heads, int) or not isinstance(width, int):
         fail("E406", f"{width} channels in {heads} heads: both must be known while compiling", c.frame.at(c.span))
     if heads < 1 or width % heads:
-        fits = [n for n in range(1, width + 1) if width % n == 0][:40]
-        near = min(fits, key=lambda n: (abs(n - heads), n))
-        edits = (Edit(why, str(near)),) if why.text.replace("_", "") == str(heads) else ()
+        fits = [n for n in range(1, min(width, 10_000) + 1) if width % n == 0][:40]
+        near = min(fits, key=lambda n: (abs(n - heads), n), default=heads)
+        edits = (Edit(why, str(near)),) if near != heads and why.text.replace("_", "") == str(heads) else ()
         fail("E402", f"{width} channels do not divide into {heads} heads", why,
-             help=f"heads may be {', '.join(map(str, fits))}", edits=edits,
+             help=f"heads may be {', '.join(map(str, fits))}" if fits else "", edits=edits,
              notes=(Note(f"the {width} channels come from here", x.span),))  # fmt: skip
     shape = (*x.type.shape[:-1], heads, width // heads)
     made = c.emit(Reshape(shape=shape), (x,), x.fields)
@@ -151,6 +70,13 @@ def _join(c: Call) -> Meaning:
     if x.type.rank < 2:
         fail("E401", f"`join` merges the last two axes; `{c.given['x'].span.text}` is {x.type}", c.frame.at(c.span))
     return c.emit(Reshape(shape=(*x.type.shape[:-2], x.type.shape[-2] * x.type.shape[-1])), (x,), x.fields)
+
+
+def _ceil(c: Call) -> Meaning:
+    value, span = c.given["x"].value, c.given["x"].span
+    for fn in ("neg", "floor", "neg"):
+        value = operate(fn, [(value, span)], c.span, c.frame)
+    return value
 
 
 def _take(c: Call) -> Meaning:
@@ -181,20 +107,38 @@ def _concat(c: Call) -> Meaning:
     return c.emit(Concat(), tuple(parts), fields)
 
 
-def _tag(c: Call) -> Meaning:
-    """The same tensor with more fields; no operation."""
-    x, fields = c.tensor("x"), dict(c.tensor("x").fields)
-    for name, given in c.extra.items():
-        f = tensor_of(given.value, given.span, c.frame)
-        tokens = ", ".join(map(str, x.type.shape[:2]))
-        if x.type.rank < 2 or f.type.shape not in (x.type.shape[:2], x.type.shape[1:2]):
-            fail(
-                "E401", f"a field has one value for each token: `{name}` is {f.type}, the tokens are [{tokens}]",
-                c.frame.at(given.span),
-                notes=(Note(f"`{c.given['x'].span.text}` is {x.type}, from here", x.span),),
-            )  # fmt: skip
-        fields[name] = f
-    return Tensor(x.value, x.home, x.span, fields)
+def _length(c: Call) -> Meaning:
+    return c.tokens("x").type.shape[1]
+
+
+def _count(c: Call) -> Meaning:
+    value = c.given["list"].value
+    if isinstance(value, tuple):
+        return len(value)
+    help = "of a tensor, `size(x)` is the last axis and `length(x)` the tokens" if isinstance(value, Tensor) else ""
+    fail("E305", f"`count` takes a list; `{c.shown('list')}` is {describe(value)}", c.at("list"), help=help)
+
+
+def _calibrated(c: Call) -> Meaning:
+    """A statistic that calibration freezes; its path is that of the body, numbered where there are several."""
+    x = c.given["x"].value
+    if is_number(x):
+        return x
+    x = c.tensor("x")
+    if not x.type.dtype.floating:
+        fail("E301", f"`calibrated` takes reals; `{c.shown('x')}` is {x.type}", c.at("x"), notes=c.made("x"))
+    if not all(isinstance(n, int) for n in x.type.shape[1:]):
+        fail("E406", f"`calibrated` keeps {x.type}, whose sizes are known only when the model is called", c.at("x"),
+             help="reduce over the tokens first: `m[b] = mean[t](x[b, t])`", notes=c.made("x"))  # fmt: skip
+    return c.emit(Calibrated(path=c.frame.session.numbered_path(c.frame.place.join("calibrated"))), (x,))
+
+
+def _choice(c: Call) -> Meaning:
+    fail("E305", "`choice` stands alone in a `let` of a file", c.frame.at(c.span),
+         help=f"let name = {c.span.text}, and use `name` here")  # fmt: skip
+
+
+# ---- initializers
 
 
 def _normal(c: Call) -> Meaning:
@@ -204,10 +148,36 @@ def _normal(c: Call) -> Meaning:
     return Init("normal", float(std))
 
 
+def _uniform(c: Call) -> Meaning:
+    low, high = c.number("low", 0), c.number("high", 1)
+    if low > high:
+        fail("E305", f"`uniform` takes the least and the largest number, not {low} and {high}", c.blame("high"))
+    return Init("uniform", float(low), high=float(high))
+
+
+def _orthogonal(c: Call) -> Meaning:
+    return Init("orthogonal", float(c.number("gain", 1)))
+
+
+def _rotate(c: Call) -> Meaning:
+    return rotate(c.tensor("x"), c.given, c.node, c.frame)
+
+
 def _attend(c: Call) -> Meaning:
     options = {n: g for n, g in c.given.items() if n not in ("q", "k", "v")}
     return attend(c.tensor("q"), c.tensor("k"), c.tensor("v"), options, c.node, c.frame)
 
+
+def _weights(c: Call) -> Meaning:
+    options = {n: g for n, g in c.given.items() if n not in ("q", "k")}
+    return weights(c.tensor("q"), c.tensor("k"), options, c.node, c.frame)
+
+
+def _mix(c: Call) -> Meaning:
+    return mix(c.tensor("w"), c.tensor("v"), c.node, c.frame)
+
+
+_FORMULAS = ("scale?", "score?", "mask?", "weigh?", "position?", "rotated?", "pairing?")
 
 FUNCTIONS: Mapping[str, Function] = {
     f.name: f
@@ -219,19 +189,49 @@ FUNCTIONS: Mapping[str, Function] = {
         Function("size", ("x",), _size, "how many channels: the size of the last axis, known while compiling"),
         Function("split", ("x", "heads"), _split, "[.., C] -> [.., heads, C / heads]"),
         Function("join", ("x",), _join, "[.., H, D] -> [.., H * D]"),
+        Function("ceil", ("x",), _ceil, "the smallest whole number not below x"),
         Function("take", ("table", "ids"), _take, "rows of a table"),
+        Function("length", ("x",), _length, "how many tokens: the size of the second axis"),
         Function("concat", (), _concat, "side by side along the last axis", many=True),
-        Function("tag", ("x",), _tag, "the same tensor, its tokens carrying fields", open=True),
-        Function("normal", ("std",), _normal, "an initializer: normally distributed, mean 0"),
+        Function("cut", ("x", "start", "count"), cut, "some channels in a row"),
         Function(
-            "attend", ("q", "k", "v", "scale?", "score?", "mask?", "weigh?", "position?", "rotated?", "pairing?"),
-            _attend, "attention: scores of q and k, the formulas, and the weighted sum of v",
+            "tag", ("x",), tag, "the same tensor, its tokens carrying fields: all those of other tensors, and by name",
+            many=True, open=True,
         ),
+        Function("top", ("x", "n"), top, "where the n largest of the last axis are, largest first, ties to the first"),
+        Function("pick", ("x", "ids"), pick, "the tokens at the places ids [B, n]; fields come along"),
+        Function("append", (), append, "tokens after tokens; fields that all carry come along", many=True),
+        Function("part", ("x", "start", "count"), part, "some tokens in a row; fields come along"),
+        Function(
+            "route", ("x", "f", "count", "chosen", "weight?"), route,
+            "each token through the chosen of `count` copies of the weights of f, the results weighted and added",
+        ),
+        Function("rounded", ("x", "format"), rounded, "every number replaced by the nearest that the format has"),
+        Function("calibrated", ("x",), _calibrated, "the value, which calibration freezes"),
+        Function("choice", (), _choice, "in a `let`: the first is the value, the others may be set", many=True),
+        Function("count", ("list",), _count, "how many elements a list has"),
+        Function("normal", ("std",), _normal, "an initializer: normally distributed, mean 0"),
+        Function("uniform", ("low", "high"), _uniform, "an initializer: evenly distributed from low to high"),
+        Function("orthogonal", ("gain?",), _orthogonal, "an initializer: rows of norm `gain`, orthogonal in blocks"),
+        Function(
+            "attend", ("q", "k", "v", *_FORMULAS), _attend,
+            "attention: scores of q and k, the formulas, and the weighted sum of v",
+        ),
+        Function(
+            "weights", ("q", "k", *_FORMULAS), _weights,
+            "the first half of `attend`: what each query gives each key, [B, H, N, M]",
+        ),
+        Function("mix", ("w", "v"), _mix, "the second half of `attend`: the values weighed, [B, N, H, D]"),
+        Function(
+            "rotate", ("x", "position", "rotated?", "pairing?"), _rotate,
+            "heads [B, T, H, D] turned by a position formula, as `attend` turns q and k; `none` turns nothing",
+        ),
+        Function(
+            "recur",
+            ("q", "k", "v", "feature?", "decay?", "scale?", "normalized?", "eps?", "direction?", "segment?"),
+            recur, "the linear recurrence: a state that each token decays, adds k v to, and reads by q",
+        ),
+        *REGISTERED,
     )
 }  # fmt: skip
 """Every core function, by name."""
-
-NOT_BUILT = frozenset((
-    "route", "recur", "merge", "top", "stop", "straight", "calibrated", "choice", "dot", "rand", "sort",
-))  # fmt: skip
-"""Core functions of the language that this compiler refuses in words."""

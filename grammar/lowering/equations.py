@@ -1,46 +1,49 @@
 """An index equation -> an operation: a product with weights or rows of a table where it is one, else Index."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tfc.diagnostics import Note
 from tfc.formula.expr import Apply, Expr, Kind, Load, Read, Reduce, Var, rewrite, walk
 from tfc.grammar import ast
 from tfc.grammar.lowering.algebra import formula_of, merge_fields
-from tfc.grammar.lowering.evaluate import is_ellipsis, operand
+from tfc.grammar.lowering.evaluate import evaluate, is_ellipsis, operand
+from tfc.grammar.lowering.ranges import add_range
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import Frame, fail
-from tfc.grammar.lowering.values import Formula, Tensor
+from tfc.grammar.lowering.values import Tensor
 from tfc.ir.ops import Index, Linear, Take
 from tfc.ir.types import Dim, Size
-from tfc.source import Span
 
 __all__ = ["index_equation"]
 
-Sizes = dict[str, tuple[Size, Span | None]]
+Sizes = dict[str, Size]
 
 
 def index_equation(node: ast.Equation, frame: Frame) -> Tensor:
     """`y[b, t, o] = sum[c](x[b, t, c] * w[c, o])` as a tensor with one axis for each index."""
     assert node.indices is not None
     indices = _indices(node, frame)
-    taken = {*indices, *names_read(node.value)}
+    heads = (n.name for n in _nodes(node.value) if isinstance(n, ast.Index))
+    taken = {*indices, *names_read(node.value), *heads}
     variables = {n: Var(_plain(n, taken), Kind.INT) for n in indices}
-    inner = replace(frame, indices=variables, formula=True, role=None, allowed=frozenset(), bound={})
+    inner = replace(frame, indices=variables, formula=True, role=None, allowed=frozenset(), bound={}, ranges={})
+    for index in node.indices:
+        add_range(index, variables, evaluate, inner)
     formula = formula_of(operand(node.value, inner), node.value.span, inner)
     used = tuple(dict.fromkeys(n.slot for n in walk(formula.expr) if isinstance(n, Read | Load)))
     local = {slot: i for i, slot in enumerate(used)}
     operands = tuple(frame.session.captures[slot] for slot in used)
     expr = rewrite(formula.expr, lambda n: Read(local[n.slot], n.indices, n.kind) if isinstance(n, Read) else None)
     names = tuple(v.name for v in variables.values())
+    sizes = _sizes(expr, operands, node, names, inner)
     fields = merge_fields(_leading(expr, operands, names), _first_two(expr, operands, names), node.value.span, frame)
     if (linear := _linear(expr, operands, names)) is not None:
         return frame.emit(Linear(), linear, node.value.span, node.target, fields)[0]
     if (rows := _rows(expr, operands, names)) is not None:
         return frame.emit(Take(), rows, node.value.span, node.target, fields)[0]
-    sizes = _sizes(formula, expr, operands, node, names, frame)
     reduced = tuple(dict.fromkeys(n for r in walk(expr) if isinstance(r, Reduce) for n in r.indices))
-    op = Index(axes=tuple((n, sizes[n][0]) for n in names), reduced=tuple((n, sizes[n][0]) for n in reduced), expr=expr)
+    op = Index(axes=tuple((n, sizes[n]) for n in names), reduced=tuple((n, sizes[n]) for n in reduced), expr=expr)
     return frame.emit(op, operands, node.value.span, node.target, fields)[0]
 
 
@@ -48,15 +51,11 @@ def _indices(node: ast.Equation, frame: Frame) -> tuple[str, ...]:
     """The names of the result's axes; `..` becomes as many as the operands that are read by it have."""
     assert node.indices is not None
     out: list[str] = []
-    for name in node.indices:
-        if name in out:
-            fail("E309", f"`{name}` is an index of `{node.target}` twice", frame.at(node.span))
-        if name != "..":
-            out.append(name)
-            continue
-        if node.indices[0] != "..":
-            fail("E309", "`..` stands first: it is the leading axes", frame.at(node.span))
-        out.extend(f"..{i}" for i in range(_leading_axes(node, frame)))
+    for index in node.indices:
+        if index.name in out:
+            fail("E309", f"`{index.name}` is an index of `{node.target}` twice", frame.at(index.span))
+        axes = range(_leading_axes(node, frame)) if index.name == ".." else ()
+        out.extend([f"..{i}" for i in axes] if index.name == ".." else [index.name])
     return tuple(out)
 
 
@@ -72,32 +71,41 @@ def _plain(name: str, taken: set[str]) -> str:
 def _leading_axes(node: ast.Equation, frame: Frame) -> int:
     """How many axes `..` stands for: what is left of the tensors read by it."""
     found: dict[int, Tensor] = {}
-    stack: list[object] = [node.value]
-    while stack:
-        at = stack.pop()
+    for at in _nodes(node.value):
         match at:
             case ast.Subscript(value=ast.Name(id=name), indices=given) if any(map(is_ellipsis, given)):
                 tensor = frame.scope.find(name)
                 if isinstance(tensor, Tensor):
                     found[tensor.type.rank - len(given) + 1] = tensor
-        if isinstance(at, ast.Node):
-            stack.extend(getattr(at, f) for f in at.__dataclass_fields__ if f != "span")
-        elif isinstance(at, tuple):
-            stack.extend(at)
     if len(found) != 1 or min(found) < 0:
         ranks = " and ".join(str(t.type) for t in found.values()) or "no tensor"
         fail("E309", f"`..` must be the same leading axes everywhere; it is read of {ranks}", frame.at(node.span))
     return next(iter(found))
 
 
+def _nodes(node: ast.Node) -> Iterator[ast.Node]:
+    """It and every node below."""
+    stack: list[object] = [node]
+    while stack:
+        at = stack.pop()
+        if isinstance(at, ast.Node):
+            yield at
+            stack.extend(getattr(at, f) for f in at.__dataclass_fields__ if f != "span")
+        elif isinstance(at, tuple):
+            stack.extend(at)
+
+
 # ---- sizes
 
 
 def _sizes(
-    formula: Formula, expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: tuple[str, ...], frame: Frame
+    expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: tuple[str, ...], frame: Frame
 ) -> Sizes:
-    """Every index ranges over the axis that it reads plainly; `t` read nowhere ranges over the length `T`."""
-    found: dict[str, tuple[Size, Tensor]] = {}
+    """Every index ranges over what is written, or the axis that it reads plainly; else `t` over the length `T`."""
+    given = frame.ranges or {}
+    found: dict[str, tuple[Size, Note]] = {}
+    for name, (size, span) in given.items():
+        found[name] = (size, Note(f"{size} is given here", span))
     for part in walk(expr):
         if not isinstance(part, Read):
             continue
@@ -106,15 +114,15 @@ def _sizes(
                 continue
             tensor = operands[part.slot]
             size = tensor.type.shape[axis]
-            if index.name in found and found[index.name][0] != size:
-                other, first = found[index.name]
-                fail(
-                    "E403", f"the index `{index.name}` ranges over {other} and over {size}", frame.at(node.value.span),
-                    notes=(Note(f"{other} is a size of {first.type}, from here", first.span),
-                           Note(f"{size} is a size of {tensor.type}, from here", tensor.span)),
-                )  # fmt: skip
-            found[index.name] = (size, tensor)
-    sizes: Sizes = {name: (size, tensor.span) for name, (size, tensor) in found.items()}
+            note = Note(f"{size} is a size of {tensor.type}, from here", tensor.span)
+            other, first = found.setdefault(index.name, (size, note))
+            if other != size:
+                place = first.span if index.name in given else frame.at(node.value.span)
+                fail("E403", f"the index `{index.name}` ranges over {other} and over {size}", place,
+                     help=f"read by `{index.name}` alone, an axis is read whole: leave the size out, or read by an expression"
+                     if index.name in given else "",
+                     notes=(note,) if index.name in given else (first, note))  # fmt: skip
+    sizes: Sizes = {name: size for name, (size, _) in found.items()}
     reduced = [n for r in walk(expr) if isinstance(r, Reduce) for n in r.indices]
     for name in (*names, *reduced):
         if name not in sizes:
@@ -122,9 +130,10 @@ def _sizes(
             if not isinstance(length, int | Dim) or isinstance(length, bool):
                 fail(
                     "E406", f"nothing tells how far the index `{name}` goes", frame.at(node.value.span),
-                    help=f"read a tensor by `{name}` alone, or name the length `{name.upper()}` in the model's inputs",
+                    help=f"write it, `{name}: 8`; or read a tensor by `{name}` alone; or name the length `{name.upper()}` in "
+                    "the model's inputs",
                 )  # fmt: skip
-            sizes[name] = (length, None)
+            sizes[name] = length
     return sizes
 
 

@@ -9,7 +9,10 @@ from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Var
 from tfc.grammar import ast
 from tfc.grammar.lowering import core
 from tfc.grammar.lowering.algebra import formula_of, leaf, operate
-from tfc.grammar.lowering.roles import checked_role, implicit
+from tfc.grammar.lowering.ranges import add_range
+from tfc.grammar.lowering.fields import of_tokens
+from tfc.grammar.lowering.formats import called
+from tfc.grammar.lowering.roles import LEADING, checked_role, dot, element, implicit, part_of_implicit
 from tfc.grammar.lowering.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
 from tfc.grammar.lowering.segments import check_path, did_you_mean, names_read
 from tfc.grammar.lowering.session import LIMITS, Frame, fail, is_library, refuse
@@ -19,12 +22,14 @@ from tfc.grammar.lowering.values import (
     Component,
     Formula,
     Given,
+    Kept,
     Meaning,
     Place,
     RoleRef,
     Tensor,
     describe,
 )
+from tfc.ir.formats import Fit, FormatKind
 from tfc.source import Span
 
 __all__ = ["argument", "derive", "enter", "evaluate", "operand", "role_formula"]
@@ -38,6 +43,13 @@ _REDUCERS = ("sum", "mean", "max", "min", "any", "all")
 
 def evaluate(node: ast.Expr, frame: Frame) -> Meaning:
     """What the expression means in this frame. Raises Failed, or Poisoned after an earlier complaint."""
+    value = _evaluate(node, frame)
+    if frame.session.seen is not None and not is_library(node.span.source):
+        frame.session.seen.note(node.span, value)
+    return value
+
+
+def _evaluate(node: ast.Expr, frame: Frame) -> Meaning:
     match node:
         case ast.Number(value=value) | ast.Text(value=value):
             return value
@@ -60,6 +72,9 @@ def evaluate(node: ast.Expr, frame: Frame) -> Meaning:
             return _call(node, frame)
         case ast.Derived(base=base, changes=changes):
             return derive(evaluate(base, frame), changes, node.span, frame)
+        case ast.Index(name=name):
+            fail("E309", f"`{node.span.text}` says how far an index goes, and `{name}` is none", frame.at(node.span),
+                 help="sizes stand in `y[t: 4] = ..` and `sum[i: 3](..)`")  # fmt: skip
         case ast.Label():
             fail("E208", "a label names the use of a block in a call: `f@name(x)`", node.span)
     raise AssertionError(f"no meaning for {type(node).__name__}")
@@ -153,10 +168,8 @@ def _compare(node: ast.Compare, frame: Frame) -> Meaning:
 
 def _attribute(node: ast.Attribute, frame: Frame) -> Meaning:
     """`q.segment` in a formula, `x.segment` of a tensor, `words.weight` of a declared component, `file.name`."""
-    if isinstance(node.value, ast.Name) and frame.role and node.value.id in {"q", "k"} & IMPLICIT[frame.role]:
-        if node.value.id not in frame.bound:
-            implicit(node.value, frame)
-            return leaf(Field("q" if node.value.id == "q" else "k", node.name), None, node.span, frame)
+    if (part := part_of_implicit(node, frame)) is not None:
+        return part
     owner = _owner(node.value, frame)
     match owner:
         case FileScope():
@@ -167,7 +180,7 @@ def _attribute(node: ast.Attribute, frame: Frame) -> Meaning:
             return found
         case Tensor():
             if node.name in owner.fields:
-                return owner.fields[node.name]
+                return of_tokens(owner, node.name)
             have = ", ".join(sorted(owner.fields)) or "none"
             fail(
                 "E306", f"`{node.value.span.text}` carries no field `{node.name}`; it carries {have}", node.span,
@@ -208,8 +221,8 @@ def _weight(place: Place, node: ast.Attribute, frame: Frame) -> Tensor:
 
 def _subscript(node: ast.Subscript, frame: Frame) -> Meaning:
     base = evaluate(node.value, frame)
-    if isinstance(base, Formula) and isinstance(base.expr, Field):
-        refuse("a field with axes of its own, read by a formula,", node.span)
+    if isinstance(base, Formula) and isinstance(base.expr, Field | Var):
+        return element(base, _indices(node, frame), node, frame)
     if isinstance(base, tuple):
         return _element(base, node, frame)
     if not isinstance(base, Tensor):
@@ -224,15 +237,7 @@ def _subscript(node: ast.Subscript, frame: Frame) -> Meaning:
 
 def read(base: Tensor, node: ast.Subscript, frame: Frame) -> Formula:
     """One element of a tensor, by whole numbers."""
-    indices: list[Formula] = []
-    for index in node.indices:
-        if is_ellipsis(index):
-            indices.extend(leaf(v, Kind.INT, index.span, frame) for n, v in frame.indices.items() if n.startswith(".."))
-            continue
-        formula = formula_of(operand(index, frame), index.span, frame)
-        if formula.kind not in (Kind.INT, None):
-            fail("E301", f"`{index.span.text}` is {formula.kind}; an index is a whole number", frame.at(index.span))
-        indices.append(formula)
+    indices = _indices(node, frame)
     if len(indices) != base.type.rank:
         fail(
             "E304", f"`{node.value.span.text}` is {base.type}: {base.type.rank} indices, not {len(indices)}",
@@ -242,6 +247,22 @@ def read(base: Tensor, node: ast.Subscript, frame: Frame) -> Formula:
     frame.session.place_of(expr, node.span)
     size, depth = 1 + sum(i.size for i in indices), 1 + max((i.depth for i in indices), default=0)
     return Formula(expr, base.type.dtype.kind, node.span, size, depth)
+
+
+def _indices(node: ast.Subscript, frame: Frame) -> list[Formula]:
+    """What stands in the brackets: whole numbers; `..` the leading axes, in a role those of the head."""
+    indices: list[Formula] = []
+    for index in node.indices:
+        if is_ellipsis(index):
+            if frame.role:
+                indices.append(leaf(LEADING, Kind.INT, index.span, frame))
+            indices.extend(leaf(v, Kind.INT, index.span, frame) for n, v in frame.indices.items() if n.startswith(".."))
+            continue
+        formula = formula_of(operand(index, frame), index.span, frame)
+        if formula.kind not in (Kind.INT, None):
+            fail("E301", f"`{index.span.text}` is {formula.kind}; an index is a whole number", frame.at(index.span))
+        indices.append(formula)
+    return indices
 
 
 def is_ellipsis(node: ast.Expr) -> bool:
@@ -272,9 +293,11 @@ def _call(node: ast.Call, frame: Frame) -> Meaning:
         case RoleRef():
             return role_formula(value, node.arguments, node.span, frame)
         case Builtin(name):
-            if label:
+            if label and name != "route":
                 fail("E208", f"`{name}` owns no weights, so its use needs no label", node.callee.span)
             return _builtin(name, node, frame)
+        case Kept() | FormatKind() | Fit():
+            return called(value, *_given(node, frame), node.span, frame)
     fail("E305", f"`{callee.span.text}` is {describe(value)}; it cannot be called", frame.at(callee.span))
 
 
@@ -295,14 +318,20 @@ def _callee(node: ast.Expr, frame: Frame) -> Meaning:
 def _builtin(name: str, node: ast.Call, frame: Frame) -> Meaning:
     if name == "if":
         return _choose(node, frame)
+    if name == "dot":
+        return dot([(operand(a.value, frame), a.value.span) for a in node.arguments], node, frame)
     if name in ("any", "all"):
         fail("E309", f"`{name}` stands in index equations, with its indices: `{name}[t](..)`", frame.at(node.span))
     function = core.FUNCTIONS.get(name)
     reduces = function is not None and len(node.arguments) == 1
     if name in PRIMITIVES and not reduces:
         return _primitive(name, node, frame)
-    if function is None:
-        refuse(f"`{name}`", frame.at(node.span))
+    assert function is not None, f"no meaning for {name}"
+    return core.call(function, *_given(node, frame), node, frame)
+
+
+def _given(node: ast.Call, frame: Frame) -> tuple[list[Given], dict[str, Given]]:
+    """The arguments of a call, evaluated: those by position, those by name."""
     named: dict[str, Given] = {}
     positional: list[Given] = []
     for arg in node.arguments:
@@ -313,7 +342,7 @@ def _builtin(name: str, node: ast.Call, frame: Frame) -> Meaning:
             named[arg.name] = given
         else:
             positional.append(given)
-    return core.call(function, positional, named, node, frame)
+    return positional, named
 
 
 def _primitive(name: str, node: ast.Call, frame: Frame) -> Meaning:
@@ -339,24 +368,30 @@ def _choose(node: ast.Call, frame: Frame) -> Meaning:
 
 
 def _reduce(callee: ast.Subscript, node: ast.Call, frame: Frame) -> Formula:
-    """`sum[c](x[b, c] * w[c])` of an index equation."""
+    """`sum[c](x[b, c] * w[c])` of an index equation, or of a formula."""
     assert isinstance(callee.value, ast.Name)
-    if not frame.indices:
+    if not (frame.indices or (frame.role and frame.formula)):
         fail("E309", f"`{callee.span.text}(..)` stands in index equations only", frame.at(node.span),
              help=f"over the last axis, keeping it: `{callee.value.id}(x)`")  # fmt: skip
     names = []
     for index in callee.indices:
-        if not isinstance(index, ast.Name):
+        if not isinstance(index, ast.Name | ast.Index):
             fail("E309", f"`{index.span.text}` is no name of an index", frame.at(index.span))
-        if index.id in frame.indices:
-            fail("E309", f"`{index.id}` is an index of the result already", frame.at(index.span))
-        names.append(index.id)
+        name = index.id if isinstance(index, ast.Name) else index.name
+        if name in frame.indices:
+            fail("E309", f"`{name}` is an index of the result already", frame.at(index.span))
+        if frame.role and name in IMPLICIT[frame.role]:
+            fail("E309", f"`{name}` means something in this {frame.role}; an index needs a name of its own",
+                 frame.at(index.span))  # fmt: skip
+        names.append(name)
+    for index in callee.indices:
+        add_range(index, {*names, *frame.indices}, evaluate, frame)
     if len(node.arguments) != 1 or node.arguments[0].name:
         fail("E207", f"`{callee.span.text}` takes one expression", frame.at(node.span))
     inner = replace(frame, indices={**frame.indices, **{n: Var(n, Kind.INT) for n in names}})
     body = formula_of(operand(node.arguments[0].value, inner), node.arguments[0].value.span, frame)
     fn = callee.value.id
-    if fn in ("any", "all") and body.kind is not Kind.BOOL:
+    if fn in ("any", "all") and body.kind not in (Kind.BOOL, None):
         fail("E301", f"`{fn}` takes booleans; `{body.span.text}` is {body.kind}", frame.at(body.span))
     kind = Kind.BOOL if fn in ("any", "all") else Kind.REAL if fn == "mean" else body.kind
     expr = Reduce(fn, tuple(names), body.expr)

@@ -41,7 +41,10 @@ def type_of(wanted: ast.Parameter, frame: Frame) -> Written:
         if isinstance(index, ast.Name) and index.id[0].isupper() and frame.scope.find(index.id) is None:
             sizes.append(index.id)
         else:
-            sizes.append(whole(evaluate(index, frame), f"`{index.span.text}`", index.span))
+            size = whole(evaluate(index, frame), f"`{index.span.text}`", index.span)
+            if isinstance(size, int) and not 0 <= size < 2**31:
+                fail("E402", f"the size `{index.span.text}` is {size}", index.span, help="sizes are below 2 ^ 31")
+            sizes.append(size)
     return Written(dtype, tuple(sizes))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tfc.diagnostics import Diagnostic, closest
 from tfc.formula.expr import INFIX, PRIMITIVES
 from tfc.grammar import ast
-from tfc.grammar.lowering.core import FUNCTIONS, NOT_BUILT
+from tfc.grammar.lowering.core import FUNCTIONS
+from tfc.grammar.lowering.formats import format_names
 from tfc.grammar.lowering.scope import Define, FileScope, Scope
 from tfc.grammar.lowering.session import LIBRARY, Session, fail
 from tfc.grammar.lowering.values import NOTHING, Builtin, Failed, Meaning
@@ -26,15 +27,15 @@ _ITEM = re.compile(r"^(?:block|mask|score|weigh|position|feature|decay) ([a-z_][
 
 
 def core_scope() -> Scope:
-    """The words the compiler knows: types, constants, primitives, core functions, initializers."""
+    """The words the compiler knows: types, constants, primitives, core functions, initializers, formats."""
     scope = Scope()
     scope.names.update({d.value: d for d in DType})
     scope.names.update({"yes": True, "no": False, "none": NOTHING, "inf": float("inf"), "pi": 3.141592653589793})
     scope.names.update({n: Init(n) for n in ("zeros", "ones", "glorot")})
-    for name in (*PRIMITIVES, *FUNCTIONS, *NOT_BUILT, "any", "all"):
+    scope.names.update(format_names())
+    for name in (*PRIMITIVES, *FUNCTIONS, "any", "all", "dot", "if"):
         if name not in INFIX:
             scope.names[name] = Builtin(name)
-    scope.names["if"] = Builtin("if")
     return scope
 
 
@@ -123,7 +124,8 @@ def imported(
     if len(chain) >= MAX_IMPORTS:
         fail("E220", f"imports within imports, more than {MAX_IMPORTS} levels deep", item.span)
     if path not in opened:
-        source, found = read_source(path)
+        seen = scope.session.seen
+        source, found = read_source(path) if seen is None else seen.read(path)
         module = None
         if source is not None:
             module, found = parse(source)

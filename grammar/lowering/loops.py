@@ -12,6 +12,7 @@ from tfc.grammar.lowering.evaluate import evaluate
 from tfc.grammar.lowering.scope import Scope
 from tfc.grammar.lowering.segments import names_read, read_first, targets
 from tfc.grammar.lowering.session import LIMITS, Frame, Use, fail, refuse
+from tfc.grammar.lowering.sharing import copies, emit_copies
 from tfc.grammar.lowering.values import POISON, Component, Meaning, Place, Poisoned, Tensor, describe, is_number
 from tfc.ir.ops import Repeat
 from tfc.ir.program import Precision
@@ -57,9 +58,8 @@ def _place(item: ast.Repeat, frame: Frame) -> Place:
     if taken is not None:
         fail("E202", f"`{item.name}` names weights of this body already", item.span, notes=(Note("here", taken.span),))
     place = frame.place.under(item.name)
-    if place.repeated:
-        refuse("a `repeat` inside a block whose weights are shared by several calls", frame.at(item.span))
-    place.repeated = True
+    if frame.session.seen is not None:
+        frame.session.seen.open(item, place, None)
     frame.uses[item.name] = Use(item.span, place)
     return place
 
@@ -91,7 +91,7 @@ def _rolled(
     carried = _carried(item, frame, rest)
     outer = [_initial(name, frame) for name in carried]
     builder = Builder(frame.builder)
-    place.builder = builder
+    own = copies(place, builder)
     frame.session.loops[id(builder)] = place.path
     frame.session.builders.append(builder)
     scope = Scope(frame.scope)
@@ -99,11 +99,11 @@ def _rolled(
     scope.bind(item.name, index if element is None else element, item.span)
     for name, start in zip(carried, outer, strict=True):
         made = builder.input(start.type, name, start.span)
-        scope.bind(name, replace(made, fields=start.fields), start.span)
+        scope.bind(name, replace(made, fields=start.fields, tokens=start.tokens), start.span)
     later = frozenset(names_read(rest) | names_read(item.body)) | frame.later
     inner = replace(
-        frame, scope=scope, place=place, builder=builder, uses={}, inside=_reached(item, frame), seen_inside=set(),
-        later=later,
+        frame, scope=scope, place=own, builder=builder, uses={}, inside=_reached(item, frame), seen_inside=set(),
+        later=later, reported={},
     )  # fmt: skip
     run(item.body, inner)
     ends = [_end(name, start, scope, item, frame) for name, start in zip(carried, outer, strict=True)]
@@ -111,14 +111,17 @@ def _rolled(
     for name in targets(item.body):
         if name not in carried and frame.scope.find(name) is None:
             frame.scope.lost[name] = item
-    if not carried:
+    if not (carried or body.reports):
         return  # nothing of what the turns make is read
     operands = (*outer, *builder.invariants())
     op = Repeat(count=count, label=item.name, carries=len(carried), body=body)
-    outs = frame.emit(op, operands, item.span, item.name)
-    for name, out, start in zip(carried, outs, outer, strict=True):
+    outs = emit_copies(op, operands, place, item.span, item.name, frame)
+    for name, out, start in zip(carried, outs, outer, strict=False):
         frame.builder.hints[out.value.name] = name
-        frame.scope.bind(name, replace(out, fields=start.fields), item.span)
+        frame.scope.bind(name, replace(out, fields=start.fields, tokens=start.tokens), item.span)
+    for (path, _), out in zip(body.reports, outs[len(carried) :], strict=True):
+        frame.builder.hints[out.value.name] = path.rpartition(".")[2]
+        frame.builder.report(path, out)
 
 
 def _carried(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...]) -> list[str]:
@@ -154,6 +157,10 @@ def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame)
             help="what goes from turn to turn keeps its sizes and its type",
             notes=(Note(f"it is {start.type} here", start.span),),
         )  # fmt: skip
+    if end.tokens != start.tokens:
+        now, before = ("a field", "none") if end.tokens else ("no field", "one")
+        fail("E405", f"`{name}` is {now} after a turn of `{item.name}` and {before} before it", origin,
+             notes=(Note("it enters the loop from here", start.span),))  # fmt: skip
     changed = [
         n
         for n in {**start.fields, **end.fields}
@@ -171,7 +178,9 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
     for i, element in enumerate(over):
         scope = Scope(frame.scope)
         scope.bind(item.name, element, item.span)
-        inner = replace(frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set())
+        inner = replace(
+            frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set(), reported={}
+        )  # fmt: skip
         run(item.body, inner)
         for name in targets(item.body):
             if name not in scope.names:

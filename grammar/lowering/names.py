@@ -5,7 +5,7 @@ import re
 from tfc.diagnostics import Edit, Note, closest
 from tfc.formula.expr import Apply, Const, Expr, Kind, Var
 from tfc.grammar import ast
-from tfc.grammar.lowering.session import Session, fail
+from tfc.grammar.lowering.session import LIMITS, Session, fail
 from tfc.grammar.lowering.values import Failed
 from tfc.grammar.parser import parse
 from tfc.ir.names import Ignored, Joined, NameEntry, NamesMap, Ours, Path, Transposed
@@ -29,16 +29,21 @@ def names_map(item: ast.Names, stored: tuple[Stored, ...], session: Session) -> 
             entries.append(entry)
         except Failed as failed:
             session.report(failed.diagnostic)
+            if failed.diagnostic.code == "E502":
+                break
     return NamesMap(item.name, tuple(entries))
 
 
 def _check(entry: NameEntry, pair: ast.NamePair, stored: tuple[Stored, ...], seen: dict[str, Span]) -> None:
     """Names written out: every loop of a parameter must be in the pattern, and no name may come twice."""
-    try:
-        rows = NamesMap("", (entry,)).rows(stored)
-    except IRError as error:
-        fail("E612", str(error), pair.span, help="the loops of our path may stand in braces: `{layer}`")
-    for row in rows:
+    rows = NamesMap("", (entry,)).each(stored)
+    while True:
+        try:
+            row = next(rows, None)
+        except IRError as error:
+            fail("E612", str(error), pair.span, help="the loops of our path may stand in braces: `{layer}`")
+        if row is None:
+            return
         if row.theirs in seen:
             notes = (Note("first here", seen[row.theirs]),) if seen[row.theirs] != pair.span else ()
             fail(
@@ -46,6 +51,8 @@ def _check(entry: NameEntry, pair: ast.NamePair, stored: tuple[Stored, ...], see
                 help="a parameter in a loop needs the loop's name in braces: `{layer}`",
             )  # fmt: skip
         seen[row.theirs] = pair.span
+        if len(seen) > LIMITS["names"]:
+            fail("E502", f"more than {LIMITS['names']} names, loops written out", pair.span)
 
 
 # ---- their side

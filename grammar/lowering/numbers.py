@@ -17,6 +17,14 @@ LARGEST = 2**63 - 1
 
 Number = int | float
 
+
+
+def _normal_quantile(x: float) -> float:
+    from statistics import NormalDist  # takes long to import
+
+    return math.copysign(math.inf, x - 0.5) if x in (0, 1) else NormalDist().inv_cdf(x)
+
+
 _REAL: Mapping[str, Callable[[float], float]] = {
     "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "log1p": math.log1p, "tanh": math.tanh,
     "erf": math.erf, "sin": math.sin, "cos": math.cos,
@@ -24,6 +32,7 @@ _REAL: Mapping[str, Callable[[float], float]] = {
     "exp2": lambda x: 2.0**x,
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)),
     "round": lambda x: float(round(x)),
+    "normal_quantile": _normal_quantile,
 }  # fmt: skip
 _COMPARE: Mapping[str, Callable[[Number, Number], bool]] = {
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
@@ -54,7 +63,7 @@ def fold(fn: str, args: list[Meaning], span: Span) -> Meaning:
         if not (is_number(a) or isinstance(a, Dim)):
             fail("E305", f"`{_symbol(fn)}` takes numbers, not {describe(a)}", span)
     if any(isinstance(a, Dim) for a in args):
-        return _size(fn, cast(list[Number | Dim], args), span)
+        return _bounded(_size(fn, cast(list[Number | Dim], args), span), span)
     return _number(fn, cast(list[Number], args), span)
 
 
@@ -91,6 +100,16 @@ def _list(fn: str, args: list[Meaning], span: Span) -> tuple[Meaning, ...]:
     return parts * times
 
 
+def _bounded(size: Size, span: Span) -> Size:
+    """The size, unless it is absurdly large or long."""
+    if isinstance(size, Dim) and size.weight > LIMITS["size"]:
+        fail("E502", f"a size made of {size.weight} lengths; at most {LIMITS['size']} are allowed", span)
+    largest = max(abs(n) for _, n in size.terms) if isinstance(size, Dim) else abs(size)
+    if largest > LARGEST:
+        fail("E501", f"a number of {largest.bit_length()} bits; whole numbers go up to {LARGEST}", span)
+    return size
+
+
 def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
     """Arithmetic with a symbolic length."""
     if all(isinstance(a, int | Dim) for a in args):
@@ -104,14 +123,21 @@ def _size(fn: str, args: list[Number | Dim], span: Span) -> Size:
                 return a * b
             case "neg", [a]:
                 return -a
-            case (("div" | "floordiv"), [Dim() as a, int() as n]) if n != 0:
-                if all(k % n == 0 for _, k in a.terms):
-                    return Dim(tuple((names, k // n) for names, k in a.terms))
+            case (("div" | "floordiv" | "mod"), [Dim() as a, 0]):
+                fail("E402", f"{a} is divided by zero", span)
+            case "div", [Dim() as a, int() as n] if a % n == 0:
+                return a // n
+            case "floordiv", [Dim() as a, int() as n]:
+                return a // n
+            case "mod", [Dim() as a, int() as n]:
+                return a % n
+            case (("floor" | "ceil"), [a]):
+                return a
     shown = f" {_symbol(fn)} ".join(map(str, args)) if len(args) > 1 else f"{_symbol(fn)}({args[0]})"
-    fail(
-        "E406", f"`{shown}` is known only when the model is called", span,
-        help="lengths may be added, subtracted and multiplied; give a number, or an input of the model",
-    )  # fmt: skip
+    help = "lengths may be added, subtracted, multiplied, and divided by whole numbers; or give a number"
+    if fn == "div" and isinstance(args[1], int):
+        help = "`//` rounds down: `x // 2`; rounded up it is `-(-x // 2)`"
+    fail("E406", f"`{shown}` is known only when the model is called", span, help=help)
 
 
 def _number(fn: str, args: list[Number], span: Span) -> Meaning:
@@ -163,6 +189,8 @@ def _compute(fn: str, args: list[Number], span: Span) -> Meaning:
             return max(a, b)
         case "abs", [a]:
             return abs(a)
+        case (("straight", [a, _]) | ("stop", [a])):
+            return a
         case "sign", [a]:
             return -1 if a < 0 else 1
         case "floor", [a]:

@@ -3,18 +3,22 @@
 from dataclasses import replace
 from itertools import product as cartesian
 
-from tfc.diagnostics import Note, closest
+from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.formats import fit_of, kept_of
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.scope import RESERVED, Scope, reserved
-from tfc.grammar.lowering.session import LIMITS, Frame, fail, refuse
+from tfc.grammar.lowering.session import LIMITS, Frame, fail
 from tfc.grammar.lowering.values import Builtin, Meaning, Tensor, describe, is_number
-from tfc.ir.program import Init
+from tfc.ir.formats import Fit, Format
+from tfc.ir.program import Init, Param, Value
 from tfc.ir.types import Size, TensorType, product
+from tfc.source import Span
 
 __all__ = ["declare_param", "make_param"]
 
+_SETTINGS = ("trained", "fit", "format")
 DEFAULT = Init("normal", 0.02)
 """How a parameter starts that does not say how."""
 
@@ -44,12 +48,12 @@ def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
                 notes=(Note("it was made here", known.span),),
             )  # fmt: skip
         return known
-    trained = _settings(item, frame)
-    init = _init(item, shape, frame)
+    settings = _settings(item, frame)
     type = TensorType(shape, frame.session.precision.params)
     path = frame.place.join(item.name)
+    param = Param(path, Value(item.name, type), _init(item, shape, frame), *settings)
     hint = path.removeprefix(f"{_inner(frame)}.") if _inner(frame) else path
-    tensor = frame.place.builder.param(path, hint, type, init, trained, frame.at(item.span))
+    tensor = frame.place.builder.declare(param, hint, frame.at(item.span))
     frame.place.params[item.name] = tensor
     return tensor
 
@@ -72,21 +76,35 @@ def _size(node: ast.Expr, item: ast.ParamDecl, frame: Frame) -> int:
     return size
 
 
-def _settings(item: ast.ParamDecl, frame: Frame) -> bool:
-    trained = True
+def _settings(item: ast.ParamDecl, frame: Frame) -> tuple[bool, Format | None, Fit | None]:
+    """Whether it is trained, what it is kept in, what fits it: the format's own procedure unless one is named."""
+    trained, kept, fit = True, None, None
+    given: dict[str, ast.Setting] = {}
     for setting in item.settings:
         name = ".".join(setting.path)
-        if name == "fit":
-            refuse("`fit = ..`", frame.at(setting.span))
-        if name != "trained":
-            near = closest(name, ["trained", "fit"])
+        if name not in _SETTINGS:
+            near = closest(name, _SETTINGS)
+            span = Span(setting.span.source, setting.span.start, setting.span.start + len(name))
             fail("E204", f"a param has no attribute `{name}`", frame.at(setting.span),
-                 help=f"did you mean `{near}`?" if near else "it has trained")  # fmt: skip
-        value = evaluate(setting.value, frame)
-        if not isinstance(value, bool):
+                 help=f"did you mean `{near}`?" if near else f"it has {', '.join(_SETTINGS)}",
+                 edits=(Edit(span, near),) if near else ())  # fmt: skip
+        if name in given:
+            fail("E214", f"`{name}` is given twice", frame.at(setting.span))
+        given[name] = setting
+        value, at = evaluate(setting.value, frame), frame.blame(setting.value)
+        if name == "format":
+            kept = kept_of(value, "format", at, frame)
+        elif name == "fit":
+            fit = fit_of(value, at, frame)
+        elif isinstance(value, bool):
+            trained = value
+        else:
             fail("E305", f"`trained` is `yes` or `no`, not {describe(value)}", frame.at(setting.span))
-        trained = value
-    return trained
+    if kept is not None and len(item.dims) < 2:
+        at = frame.blame(given["format"].value)
+        fail("E305", f"the format {kept.format} is one of weights with inputs and outputs; `{item.name}` has "
+             f"{len(item.dims)} axes", at, notes=(Note("it is declared here", item.span),))  # fmt: skip
+    return trained, kept.format if kept else None, fit or (kept.fit if kept else None)
 
 
 def _init(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
@@ -105,8 +123,12 @@ def _as_init(value: Meaning, node: ast.Expr, frame: Frame) -> Init:
         return Init("zeros") if value == 0 else Init("ones") if value == 1 else Init("constant", float(value))
     if isinstance(value, Builtin) and value.name == "normal":
         fail("E206", "`normal` needs its standard deviation", frame.at(node.span), help="normal(0.02)")
+    if isinstance(value, Builtin) and value.name == "uniform":
+        fail("E206", "`uniform` needs the least and the largest number", frame.at(node.span), help="uniform(-0.1, 0.1)")
+    if isinstance(value, Builtin) and value.name == "orthogonal":
+        return Init("orthogonal", 1.0)
     fail("E305", f"a parameter starts from a number or an initializer, not {describe(value)}", frame.at(node.span),
-         help="zeros, ones, glorot, normal(std), or a formula of named dimensions: `[h: heads] = 2 ^ -h`")  # fmt: skip
+         help="zeros, ones, glorot, normal(std), uniform(low, high), orthogonal, or a formula of named dimensions: `[h: heads] = 2 ^ -h`")  # fmt: skip
 
 
 def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:

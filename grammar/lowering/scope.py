@@ -27,11 +27,12 @@ IMPLICIT: dict[str, frozenset[str]] = {
     "score": frozenset(["q", "k", "h", "s", "row"]),
     "weigh": frozenset(["q", "k", "h", "s", "p", "row"]),
     "position": frozenset(["pos", "c", "pairs"]),
-    "feature": frozenset(["u"]),
-    "decay": frozenset(["q", "h"]),
+    "feature": frozenset(["u", "c", "h"]),
+    "decay": frozenset(["q", "h", "c"]),
 }
 """The implicit variables of each role: q, k the tokens, h the query head, s the score, p its softmax, row statistics
-of the row; pos a position, c a pair of channels, pairs how many there are; u a vector."""
+of the row; pos a position, c a pair of channels, pairs how many there are; u a vector, c one of its features, or in a
+decay one of the key's channels."""
 ROLES = frozenset(IMPLICIT)
 RESERVED = frozenset().union(*IMPLICIT.values())
 """Words that no `let` and no `param` may take: a formula could not read them."""
@@ -115,6 +116,7 @@ class FileScope(Scope):
         super().__init__(parent)
         self.session, self.define, self.folder, self.depth = session, define, folder, depth
         self.items: dict[str, ast.Item] = {}
+        self.choices: dict[str, tuple[Meaning, ...]] = {}  # what a `let` that is a `choice` offers, once it is evaluated
         self.making: list[str] = []
 
     def add(self, module: ast.Module) -> None:
@@ -221,7 +223,7 @@ def unknown(node: ast.Name, scope: Scope, extra: frozenset[str] = frozenset()) -
             "E302", f"`{node.id}` means something only in formulas ({', '.join(roles)})", node.span,
             help="an input or attribute called like a role takes a formula: `score = ..`",
         )  # fmt: skip
-    near = closest(node.id, {*scope.known(), *extra})
+    near = closest(node.id, {*scope.known(), *extra}) if len(node.id) > 1 else ""  # `x` is near to nothing
     if not near:
         return Diagnostic("E201", f"`{node.id}` is not known here", node.span)
     return Diagnostic(

@@ -6,11 +6,11 @@ from dataclasses import fields
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.scope import FileScope, Scope
-from tfc.grammar.lowering.session import fail, refuse
+from tfc.grammar.lowering.session import fail
 from tfc.grammar.lowering.values import Component
 from tfc.source import Span
 
-__all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segments", "targets"]
+__all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segment_of", "segments", "targets"]
 
 
 def _walk(node: object) -> Iterator[ast.Node]:
@@ -41,6 +41,9 @@ def segments(block: ast.Block) -> tuple[str, ...]:
                 continue
             case ast.Call(callee=ast.Label(label=label)):
                 found[label] = None
+            case ast.Call(callee=ast.Name(id="route"), arguments=arguments):
+                routed = [a.value for i, a in enumerate(arguments) if a.name == "f" or (a.name is None and i == 1)]
+                found.update(dict.fromkeys(n for n in map(segment_of, routed) if n))
             case ast.Call(callee=ast.Name(id=name)) | ast.Call(callee=ast.Attribute(name=name)):
                 found[name] = None
         if isinstance(node, ast.Node):
@@ -48,6 +51,16 @@ def segments(block: ast.Block) -> tuple[str, ...]:
         elif isinstance(node, tuple):
             stack.extend(reversed(node))
     return tuple(found)
+
+
+def segment_of(node: ast.Expr) -> str:
+    """The path segment of a component that is handed on: what it is called here, `f` of `f { out = 8 }`; else none."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(name=name):
+            return name
+        case ast.Derived(base=base):
+            return segment_of(base)
+    return ""
 
 
 def names_read(node: object) -> set[str]:
@@ -71,8 +84,8 @@ def read_first(body: tuple[ast.Item, ...], name: str) -> bool:
     """Whether a turn may read the name before it assigns it."""
     for item in body:
         match item:
-            case ast.Equation(target=target, value=value):
-                if name in names_read(value):
+            case ast.Equation(target=target, indices=indices, value=value):
+                if name in names_read((value, indices)):
                     return True
                 if target == name:
                     return False
@@ -91,8 +104,6 @@ def check_path(base: Component, setting: ast.Setting) -> None:
     inside = segments(base.block)
     if first in inside or (len(setting.path) == 1 and first in _file_lets(base.scope)):
         return
-    if first in ("weights", "kv_cache"):
-        refuse(f"`{first} = ..` (weight and cache formats)", setting.span)
     near = closest(first, [*inputs, *inside])
     name = Span(setting.span.source, setting.span.start, setting.span.start + len(first))
     fail(

@@ -11,11 +11,12 @@ from tfc.grammar.lowering.assemble import Builder
 from tfc.grammar.lowering.values import Change, Failed, Meaning, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
-from tfc.ir.types import IRError
+from tfc.ir.types import IRError, Size
 from tfc.source import Source, Span
 
 if TYPE_CHECKING:
     from tfc.grammar.lowering.scope import Scope
+    from tfc.grammar.lowering.seen import Seen
 
 __all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library", "refuse"]
 
@@ -27,8 +28,11 @@ LIMITS: Mapping[str, int] = {
     "formula depth": 100,
     "turns": 100_000,  # of one `repeat` that stays a loop
     "list": 10_000,
+    "size": 256,  # named lengths in a symbolic size
     "table": 100_000,  # elements of a parameter computed from its formula
     "elements": 2**48,  # of one parameter
+    "names": 100_000,  # of a checkpoint, loops written out
+    "complaints": 100,  # that are kept, as many warnings besides
 }
 """What a spec may ask of the compiler; each has its diagnostic."""
 
@@ -65,7 +69,8 @@ class Use:
 
 @dataclass(slots=True)
 class Session:
-    """State that every part of lowering shares. `inline` calls a block; lower.py, which knows all parts, sets it."""
+    """State that every part of lowering shares. `inline` calls a block as an expression says, `apply` with arguments
+    that are known already; lower.py, which knows all parts, sets them."""
 
     precision: Precision = field(default_factory=Precision)
     sets: Mapping[str, object] = field(default_factory=dict)
@@ -77,13 +82,18 @@ class Session:
     numbered: list[Use] = field(default_factory=list)
     root: Place | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, int] = field(default_factory=dict)  # how often `numbered_path` gave a path
     loops: dict[int, str] = field(default_factory=dict)  # id of a loop's builder -> the loop's path
     builders: list[Builder] = field(default_factory=list)  # kept alive, so that ids stay their own
+    seen: "Seen | None" = None  # what editors ask for
     inline: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # set before anything runs
+    apply: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # as `inline`
 
     def report(self, diagnostic: Diagnostic) -> None:
         """Keep a complaint; the same one at the same place only once, however often its block is called."""
         kept = self.diagnostics if diagnostic.severity == "error" else self.warnings
+        if len(kept) >= LIMITS["complaints"]:
+            return
         if all((d.code, d.span, d.message) != (diagnostic.code, diagnostic.span, diagnostic.message) for d in kept):
             kept.append(diagnostic)
 
@@ -101,6 +111,11 @@ class Session:
         self.captures.append(tensor)
         return len(self.captures) - 1
 
+    def numbered_path(self, path: str) -> str:
+        """A path of its own: the path itself, or numbered from 2 where it is taken."""
+        n = self.paths[path] = self.paths.get(path, 0) + 1
+        return path if n == 1 else f"{path}_{n}"
+
     def place_of(self, node: Expr, span: Span) -> None:
         """Remember where a formula node was written; the node is kept alive, so its id stays its own."""
         self.spans[id(node)] = (node, span)
@@ -112,6 +127,7 @@ class Frame:
 
     formula: operators build formulas, not operations.   allowed: implicit variables that may be read here.
     bound: implicit variables bound by name (`softcap(30, s = logits)`).   indices: those of an index equation.
+    ranges: how far they go, where that is written; reducers add theirs.
     site: the call in the user's own text, while the text of the library runs.
     """
 
@@ -125,15 +141,36 @@ class Frame:
     allowed: frozenset[str] = frozenset()
     bound: Mapping[str, Meaning] = field(default_factory=dict)
     indices: Mapping[str, Expr] = field(default_factory=dict)
+    ranges: dict[str, tuple[Size, Span]] | None = None
     site: Span | None = None
     inside: tuple[Change, ...] = ()  # changes to segments within this body
     seen_inside: set[str] = field(default_factory=set)
     later: frozenset[str] = frozenset()  # names that the loops around may read after this body, or in the next turn
     active: tuple[ast.Role | ast.Block, ...] = ()
+    reported: dict[str, Span] = field(default_factory=dict)  # side outputs of this body, and where
 
     def at(self, span: Span) -> Span:
         """The place to blame: the span itself, or the user's call where it is the library's text."""
         return self.site if self.site and is_library(span.source) else span
+
+    def open(self, segment: str, callee: ast.Expr, label: str | None, written: str) -> Place:
+        """A new place for a use of a recipe, named by its label or segment, numbered where the segment is taken.
+
+        written: the callee without a label, for the edit that gives one.
+        """
+        taken = self.uses.get(segment)
+        if taken is not None and label:
+            fail("E208", f"the label `{label}` is used twice in this body", callee.span,
+                 help="a label names one use", notes=(Note("it is used here already", taken.span),))  # fmt: skip
+        name, n = segment, 1
+        while name in self.uses:
+            n += 1
+            name = f"{segment}_{n}"
+        place = self.place.under(name)
+        self.uses[name] = Use(callee.span, place, written if n > 1 else "")
+        if n > 1 and not is_library(callee.span.source):
+            self.session.numbered.append(self.uses[name])
+        return place
 
     def blame(self, node: ast.Expr) -> Span:
         """The place where a value was chosen: for a name, where it was given; else the expression itself."""

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.grammar import ast
-from tfc.grammar.lowering.components import component_of, reach_in
+from tfc.grammar.lowering.algebra import tensor_of
+from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.changes import reach_in
+from tfc.grammar.lowering.components import component_of
 from tfc.grammar.lowering.equations import index_equation
 from tfc.grammar.lowering.evaluate import evaluate
 from tfc.grammar.lowering.loops import repeat
 from tfc.grammar.lowering.params import declare_param
 from tfc.grammar.lowering.scope import RESERVED, check_inputs, reserved
 from tfc.grammar.lowering.segments import head, names_read
-from tfc.grammar.lowering.session import Frame, Use, fail, is_library, refuse
+from tfc.grammar.lowering.session import Frame, Use, fail, is_library
 from tfc.grammar.lowering.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
 from tfc.ir.types import Dim
 from tfc.source import Span
@@ -36,6 +39,8 @@ def run_body(body: Sequence[ast.Item], frame: Frame, block: ast.Block | None = N
                 value = evaluate(item.value, frame)
             else:
                 statement(item, frame, tuple(body[i + 1 :]))
+                if frame.session.seen is not None and not is_library(item.span.source):
+                    _note(item, frame)
         except Failed as failed:
             if frame.site is not None:
                 raise Failed(_with_settings(failed.diagnostic, item, frame)) from None
@@ -100,9 +105,10 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
     """One statement of a body other than `return`."""
     match item:
         case ast.Equation(target=target, indices=None):
+            made = len(frame.builder.eqns)
             value = evaluate(item.value, frame)
             if isinstance(value, Tensor):
-                if not isinstance(item.value, ast.Name):
+                if len(frame.builder.eqns) > made:  # else it is what it was: `x = rounded(x, none)`
                     frame.builder.rename(value, target)
                 if not is_library(item.span.source):
                     value = replace_span(value, item.span)
@@ -131,13 +137,44 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
         case ast.Repeat():
             repeat(item, frame, rest, run_body)
         case ast.Report():
-            refuse("`report`", item.span)
+            _report(item, frame)
         case _:
             fail("E305", f"`{type(item).__name__.lower()}` stands at the top of a file, not in a body", item.span)
 
 
+def _note(item: ast.Item, frame: Frame) -> None:
+    """Tell the editor's record what the statement has bound."""
+    seen = frame.session.seen
+    assert seen is not None
+    match item:
+        case ast.Equation(target=name) | ast.Declaration(name=name):
+            seen.bind(item, name, frame.scope.names.get(name))
+        case ast.Let(bindings=bindings):
+            for binding in bindings:
+                seen.bind(item, binding.name, frame.scope.names.get(binding.name))
+    if isinstance(item, ast.Declaration) and item.name in frame.place.below:
+        made = frame.scope.names.get(item.name)
+        seen.open(item, frame.place.below[item.name], made if isinstance(made, Component) else None)
+
+
 def replace_span(value: Tensor, span: Span) -> Tensor:
     return replace(value, span=span)
+
+
+def _report(item: ast.Report, frame: Frame) -> None:
+    """A side output, under the path of the body."""
+    at: Builder | None = frame.builder
+    while at is not None:
+        if at.routed:
+            fail("E305", f"`report {item.name}` in something routed: only some tokens reach it", item.span,
+                 help="report beside the `route`, of the choices or of what it gives")  # fmt: skip
+        at = at.parent
+    if item.name in frame.reported:
+        notes = (Note("it is reported first here", frame.reported[item.name]),)
+        fail("E202", f"`{item.name}` is reported twice", item.span, notes=notes)
+    value = evaluate(item.value, frame)
+    frame.reported[item.name] = item.span
+    frame.builder.report(frame.place.join(item.name), tensor_of(value, item.value.span, frame))
 
 
 def _declare(item: ast.Declaration, frame: Frame) -> Place:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 from tfc.diagnostics import Diagnostic
 from tfc.formula.expr import Expr, Kind
 from tfc.grammar import ast
-from tfc.ir.program import Init, Value
+from tfc.ir.formats import Fit, Format, FormatKind
+from tfc.ir.program import Eqn, Init, Value
 from tfc.ir.types import Dim, DType, TensorType
 from tfc.source import Span
 
@@ -24,6 +25,7 @@ __all__ = [
     "Failed",
     "Formula",
     "Given",
+    "Kept",
     "Meaning",
     "Nothing",
     "Place",
@@ -53,8 +55,10 @@ class Poisoned(Exception):
 class Tensor:
     """A value of the program being built, in the builder that owns it, with the fields its tokens carry.
 
-    fields: arrays [B, T] or [T] for a tensor [B, T, ...].   span: where the user made it, for notes.
+    fields: arrays [B, T, ...] or [T, ...] for a tensor [B, T, ...].   span: where the user made it, for notes.
     chosen: where the number of heads was chosen, for a tensor split into heads.
+    tokens: of a field that a body reads (`x.keep`), how many of its first axes are those of the tokens: with a tensor
+    of these tokens it is aligned there, not at the last axis.
     """
 
     value: Value
@@ -62,6 +66,7 @@ class Tensor:
     span: Span
     fields: Mapping[str, "Tensor"] = field(default_factory=dict)
     chosen: Span | None = None
+    tokens: int = 0
 
     @property
     def type(self) -> TensorType:
@@ -131,6 +136,17 @@ class Builtin:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A format of the language: what numbers are kept in, and the procedure that finds them, where one is named."""
+
+    format: Format
+    fit: Fit | None = None
+
+    def __str__(self) -> str:
+        return f"{self.format} by {self.fit}" if self.fit else str(self.format)
+
+
+@dataclass(frozen=True, slots=True)
 class Given:
     """An argument of a call: its value, and how it was written."""
 
@@ -159,23 +175,28 @@ POISON: Final = Poison()
 
 type Meaning = (
     bool | int | float | str | Dim | DType | Init | tuple[Meaning, ...] | Tensor | Formula | Component | RoleRef
-    | Builtin | Nothing | Poison | Scope
+    | Builtin | Nothing | Poison | Scope | Kept | FormatKind | Fit
 )  # fmt: skip
-"""Every value; bool, int, float, str, sizes, dtypes, lists and components are known while compiling."""
+"""Every value; bool, int, float, str, sizes, dtypes, lists, formats and components are known while compiling.
+
+A FormatKind is a format whose settings must be given first (`low_rank`)."""
 
 
 @dataclass(slots=True, eq=False)
 class Place:
     """A spot in the tree of parameters: what a body owns. Calls and declarations make the ones below it.
 
-    builder: where its parameters are created.   repeated: the spot of a `repeat`, filled once.
+    builder: where its parameters are created.   home: of a `repeat` or a `route` that exists, the builder around its
+    body.   made: the operation that has these copies for itself.   stacks: by path, where several operations read them.
     """
 
     path: str
     builder: "Builder"
     params: dict[str, Tensor] = field(default_factory=dict)
     below: dict[str, "Place"] = field(default_factory=dict)
-    repeated: bool = False
+    home: "Builder | None" = None
+    made: Eqn | None = None
+    stacks: dict[str, Tensor] = field(default_factory=dict)
 
     def join(self, segment: str) -> str:
         return f"{self.path}.{segment}" if self.path else segment
@@ -198,7 +219,7 @@ def is_number(value: object) -> bool:
 
 def is_static(value: object) -> bool:
     """Known while compiling, and comparable."""
-    return isinstance(value, bool | int | float | str | DType | Nothing | Builtin | Component | Init | tuple | Dim)
+    return isinstance(value, bool | int | float | str | DType | Nothing | Builtin | Component | Init | tuple | Dim | Kept | FormatKind | Fit)
 
 
 def describe(value: object) -> str:
@@ -230,4 +251,8 @@ def describe(value: object) -> str:
             return f"the function `{name}`"
         case Nothing():
             return "`none`"
+        case Kept() | FormatKind():
+            return f"the format {value.name if isinstance(value, FormatKind) else value}"
+        case Fit():
+            return f"the fitting procedure {value}"
     return "a file"

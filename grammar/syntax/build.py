@@ -240,10 +240,20 @@ class Builder:
         return ast.Equation(target=self._word(children[0]), indices=None, value=children[2], span=self._span(children))
 
     def index_equation(self, children: list[Any]) -> ast.Equation:
-        target, *indices = self._words(children[:-1])
-        if str(children[2]) == "..":
-            indices.insert(0, "..")
-        return ast.Equation(target=target, indices=tuple(indices), value=children[-1], span=self._span(children))
+        indices = tuple(self._index(c) for c in children[2:-1] if isinstance(c, ast.Expr))
+        return ast.Equation(
+            target=self._word(children[0]), indices=indices, value=children[-1], span=self._span(children)
+        )
+
+    @staticmethod
+    def _index(node: ast.Expr) -> ast.Index:
+        return node if isinstance(node, ast.Index) else ast.Index(name="..", size=None, span=node.span)
+
+    def index(self, children: list[Any]) -> ast.Index:
+        size = children[2] if len(children) == 3 else None
+        return ast.Index(name=self._word(children[0]), size=size, span=self._span(children))
+
+    range = index
 
     def repeat(self, children: list[Any]) -> ast.Repeat:
         _, over, _, name, *settings, body = children
@@ -346,6 +356,8 @@ class Builder:
     def subscript(self, children: list[Any]) -> ast.Subscript:
         indices = tuple(c for c in children[2:] if isinstance(c, ast.Expr))
         return ast.Subscript(value=children[0], indices=indices, span=self._span(children))
+
+    reducer = subscript
 
     def call(self, children: list[Any]) -> ast.Call:
         arguments = tuple(c for c in children[2:] if isinstance(c, ast.Argument))

@@ -71,6 +71,60 @@ def _missing_operand(site: Site) -> Iterator[Diagnostic]:
         yield Diagnostic(code="E111", message=f"{what} is missing", span=site.after(operator), help=help)
 
 
+def _missing_size(site: Site) -> Iterator[Diagnostic]:
+    """`y[t:] = ..`, `param w[h:]`, `f(x:)`."""
+    if site.text(-1) == ":" and site.text() in ("]", ")", ",", "=") and site.inside in ("[", "("):
+        what, such = ("size", "`t: 4`") if site.inside == "[" else ("type", "`x: int[B, T]`")
+        message, help = f"the {what} after `:` is missing", f"write it, {such} for one, or drop the `:`"
+        yield Diagnostic(code="E111", message=message, span=site.after(site.token(-1)), help=help)
+
+
+def _range(site: Site) -> Iterator[Diagnostic]:
+    """`x[1:3]`, `x[:3]`, `x[i: 3]`: what other languages call a slice."""
+    colon = site.here if site.text() == ":" and site.inside == "[" else -1
+    if site.fault.expected == {"`(`"} and site.text(-1) == "]" and site.text() != "(":  # a reducer's head, and no call
+        depth = 0
+        for i in range(site.here - 1, -1, -1):
+            depth += (site.tokens[i].text in CLOSERS.values()) - (site.tokens[i].text in CLOSERS)
+            if depth == 0:
+                break
+            if depth == 1 and site.tokens[i].text == ":":
+                colon = i
+    if colon < 0 or site.fault.expected in (_FIRST_INDEX, _NEXT_INDEX, _AFTER_INDEX):
+        return
+    help = "`x[t]` reads one element; `part(x, 2, 4)` is four tokens from the third on, `y[t: 4] = x[t + 2]` the same"
+    if any(t.text == ":" for t in site.tokens[site.brackets[-1] if site.brackets else 0 : colon]):
+        help = "steps stand where a tensor is read: `y[t: T // 2] = x[2 * t]`"
+    yield Diagnostic(code="E110", message="a range in a subscript", span=site.span(site.tokens[colon]), help=help)
+
+
+_FIRST_INDEX, _NEXT_INDEX = frozenset(("a name", "`..`")), frozenset(("a name", "`]`"))
+_AFTER_INDEX = frozenset(("`,`", "`]`", "`:`"))
+
+
+def _result_index(site: Site) -> Iterator[Diagnostic]:
+    """`y[b, 3] = ..`, `y[b, t + 1] = ..`, `y[:, t] = ..`, `y[t, ..] = ..`."""
+    if site.inside != "[" or site.here == len(site.tokens) or site.token().kind == "name":
+        return
+    text, span = site.text(), site.place
+    message, help = "an index of a result is a name, perhaps with its size", "write `y[b, t]` or `y[b, t: 4]`"
+    edits: tuple[Edit, ...] = ()
+    if site.fault.expected == _AFTER_INDEX:
+        if text == "=":
+            message, help, edits = "`=` in a subscript", "a size stands after `:`", (Edit(span, ":"),)
+        elif text in _OPERATORS:
+            help = "shift what is read instead: `y[t] = x[t - 1]`"
+    elif site.fault.expected not in (_FIRST_INDEX, _NEXT_INDEX) or text == "]" or text == ",":
+        return
+    elif text == ":":
+        help = "every index has a name: `y[b, t] = x[b, t]`; `..`, standing first, is all the axes before the others"
+    elif text.isdigit() and text.strip("0"):
+        help = f"an axis of {text} elements is `i: {text}`"
+    if text == "..":
+        message, help = "`..` stands first", "it is all the axes before the others: `y[.., c] = x[.., c]`"
+    yield Diagnostic(code="E110", message=message, span=span, help=help, edits=edits)
+
+
 def _slashes(site: Site) -> Iterator[Diagnostic]:
     """`// a comment`, on the line of the fault or the one before."""
     for token in reversed(site.tokens[max(0, site.line_start - 40) : site.here + 1]):
@@ -128,12 +182,9 @@ def _equals(site: Site) -> Iterator[Diagnostic]:
         help = "`==` compares, `=` gives a name its value"
         yield Diagnostic(code="E112", message="`=` within a formula", span=span, help=help, edits=(Edit(span, "=="),))
     if site.text() in ("==", ":") and site.here > 0:
-        help = f"write `{short(site.text(-1))} = ...`"
+        help = f"write `{short(site.text(-1))} = ...`" if site.text(-1) not in CLOSERS.values() else "write `=`"
         message = f"`{site.text()}` gives no name its value"
         yield Diagnostic(code="E112", message=message, span=span, help=help, edits=(Edit(span, "="),))
-    if site.text() == ":" and site.inside == "[":
-        help = "a subscript holds one index for each dimension; a part of a tensor is an index equation"
-        yield Diagnostic(code="E110", message="a range in a subscript", span=span, help=help)
     if site.text() == ":" and site.inside == "{" and site.is_name(-1):
         help = "inputs of a block carry types, equations do not"
         yield Diagnostic(code="E110", message=f"a type for `{site.text(-1)}`", span=span, help=help)
@@ -362,6 +413,9 @@ def _describe(expected: frozenset[str]) -> str:
 
 
 _RULES: tuple[_Rule, ...] = (
+    _missing_size,
+    _range,
+    _result_index,
     _missing_operand,
     _slashes,
     _import_path,

@@ -46,12 +46,13 @@ NAMES = st.sampled_from(["x", "q", "heads", "mask", "score", "block", "model", "
     st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True).filter(lambda n: n not in RESERVED | FOREIGN.keys())
 )
 TEXTS = st.text(
-    st.characters(exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp"), exclude_characters="\ufffe\uffff")
+    st.characters(exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp"), exclude_characters="\ufffe\uffff\u2065")
     | st.sampled_from('\n\t"\\#{}'),
     max_size=20,
 )
 DOCS = st.none() | TEXTS
 LEADING = ast.Name(id="..", span=NOWHERE)
+ALL_BEFORE = ast.Index(name="..", size=None, span=NOWHERE)
 NUMBERS = node(
     ast.Number,
     value=st.integers(0, 10**12)
@@ -71,6 +72,13 @@ def settings_of(value: st.SearchStrategy[ast.Expr]) -> st.SearchStrategy[tuple[a
     return tuples(node(ast.Setting, path=tuples(NAMES, 1, 3), value=value))
 
 
+def heads(expr: st.SearchStrategy[ast.Expr]) -> st.SearchStrategy[ast.Expr]:
+    """`sum[i: 3, j]`: what only a call may have as its callee."""
+    sized = node(ast.Index, name=NAMES, size=expr)
+    indices = st.tuples(tuples(expr, 0, 2), sized, tuples(expr | sized, 0, 2)).map(lambda p: (*p[0], p[1], *p[2]))
+    return node(ast.Subscript, value=expr, indices=indices)
+
+
 def grown(expr: st.SearchStrategy[ast.Expr]) -> st.SearchStrategy[ast.Expr]:
     binary = node(
         ast.Binary, op=st.sampled_from(["+", "-", "*", "/", "//", "%", "^", "and", "or"]), left=expr, right=expr
@@ -84,7 +92,7 @@ def grown(expr: st.SearchStrategy[ast.Expr]) -> st.SearchStrategy[ast.Expr]:
         node(ast.Attribute, value=expr, name=NAMES),
         node(ast.Label, value=expr, label=NAMES),
         node(ast.Subscript, value=expr, indices=tuples(expr, 1) | tuples(expr).map(lambda rest: (LEADING, *rest))),
-        node(ast.Call, callee=expr, arguments=tuples(argument)),
+        node(ast.Call, callee=expr | heads(expr), arguments=tuples(argument)),
         node(ast.List, items=tuples(derived(expr))),
     )
 
@@ -120,10 +128,13 @@ def bodied(statement: st.SearchStrategy[ast.Item]) -> st.SearchStrategy[ast.Item
     )
 
 
+INDICES = node(ast.Index, name=NAMES, size=st.none() | EXPRS)
 STATEMENTS = st.one_of(
     ANYWHERE,
-    node(ast.Equation, doc=DOCS, target=NAMES, indices=st.none() | tuples(NAMES, 1), value=VALUES),
-    node(ast.Equation, doc=DOCS, target=NAMES, indices=tuples(NAMES).map(lambda rest: ("..", *rest)), value=VALUES),
+    node(ast.Equation, doc=DOCS, target=NAMES, indices=st.none() | tuples(INDICES, 1), value=VALUES),
+    node(
+        ast.Equation, doc=DOCS, target=NAMES, indices=tuples(INDICES).map(lambda rest: (ALL_BEFORE, *rest)), value=VALUES
+    ),
     node(ast.Return, doc=DOCS, value=EXPRS),
     node(ast.Report, doc=DOCS, name=NAMES, value=VALUES),
 )

@@ -187,6 +187,34 @@ def test_every_construct() -> None:
     assert isinstance(repeat, ast.Repeat) and [s.path for s in repeat.settings] == [("remat",), ("r", "s")]
 
 
+def test_ranges_of_indices() -> None:
+    """`name: size` where an index is bound: in the target of an index equation, in the head of a reducer."""
+    text = """tfm 1 block f(x) {
+      y[b, t: T // 2, c: n,] = sum[i: 3, j](x[2 * t + i, j])
+      z[.., c: 4] = any[a, i: f(x),](x[.., i])
+      return z
+    }"""
+    (block,) = tree(text).items
+    assert isinstance(block, ast.Block)
+    first, second, _ = block.body
+    assert isinstance(first, ast.Equation) and first.indices and isinstance(second, ast.Equation) and second.indices
+    sizes = [(i.name, i.size and i.size.span.text, i.span.text) for i in (*first.indices, *second.indices)]
+    assert sizes == [
+        ("b", None, "b"), ("t", "T // 2", "t: T // 2"), ("c", "n", "c: n"), ("..", None, ".."), ("c", "4", "c: 4"),
+    ]  # fmt: skip
+    for equation, shown in ((first, "sum[i: 3, j]"), (second, "any[a, i: f(x),]")):
+        call = equation.value
+        assert isinstance(call, ast.Call) and isinstance(call.callee, ast.Subscript)
+        assert call.callee.span.text == shown
+        assert [type(i).__name__ for i in call.callee.indices] == (["Index", "Name"] if "sum" in shown else ["Name", "Index"])
+
+
+@pytest.mark.parametrize("text", ["x[i: 3]", "x[i: 3].f", "f(x[i: 3], 2)", "x[1: 3](y)", "x[..: 3](y)", "x[i: 3: 2](y)"])
+def test_ranges_stand_nowhere_else(text: str) -> None:
+    module, found = parser.parse(Source("t", f"tfm 1 let a = {text}"))
+    assert module is None and [d.code for d in found] == ["E110"]
+
+
 def test_places() -> None:
     text = "tfm 1\r\nlet a = (1 + b)\r\n  * c  # why\r\nmask m = q.x == k\r\n"
     module = tree(text)

@@ -2,7 +2,7 @@
 
 Where a primitive has no derivative the conventions are: `abs` rises at 0 (sign(0) = +1); at a tie `min` and `max`
 follow their first argument; `sign`, `round`, `floor`, comparisons, `//`, `%` and everything that is a boolean or
-an integer have derivative 0.
+an integer have derivative 0. `straight(x, y)` has that of y, `stop(x)` none.
 """
 
 import math
@@ -12,7 +12,7 @@ from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read,
 from tfc.formula.fields import FLIPPED
 from tfc.formula.scalar import Env, evaluate
 
-__all__ = ["DERIVATIVES", "S", "depends_on_difference_only", "derivative", "linear_in_s", "shift", "simplify"]
+__all__ = ["DERIVATIVES", "S", "depends_on_difference_only", "derivative", "linear_in_s", "period", "shift", "simplify"]
 
 S = Var("s", Kind.REAL)
 """The score so far."""
@@ -97,6 +97,10 @@ def _bell(x: Expr) -> Expr:
     return Apply("exp", (Apply("neg", (_mul(x, x),)),))
 
 
+def _inverse_bell(y: Expr) -> Expr:
+    return Apply("exp", (_mul(Const(0.5), _mul(y, y)),))
+
+
 DERIVATIVES: Mapping[str, Callable[..., Expr | None]] = {
     "add": _sum_rule,
     "sub": _sum_rule,
@@ -119,6 +123,9 @@ DERIVATIVES: Mapping[str, Callable[..., Expr | None]] = {
     "erf": _chain(lambda x, y: _mul(Const(2 / math.sqrt(math.pi)), _bell(x))),
     "sin": _chain(lambda x, y: Apply("cos", (x,))),
     "cos": _chain(lambda x, y: Apply("neg", (Apply("sin", (x,)),))),
+    "normal_quantile": _chain(lambda x, y: _mul(Const(math.sqrt(2 * math.pi)), _inverse_bell(y))),
+    "straight": lambda node, dx, dy: dy,
+    "stop": _none,
     **dict.fromkeys(("floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge"), _none),
     **dict.fromkeys(("and", "or", "not", "sign", "round", "floor"), _none),
 }
@@ -238,17 +245,17 @@ def _free(expr: Expr, s: Expr) -> bool:
     return all(node != s for node in walk(expr))
 
 
-def shift(expr: Expr) -> int | None:
-    """By how much the value grows when both tokens move by one position, where that is a constant of the formula."""
+def shift(expr: Expr, by: int = 1) -> int | None:
+    """By how much the value grows when both tokens move by `by` positions, where that is a constant of the formula."""
     match expr:
         case Const() | Var("h", _):
             return 0
         case Token():
-            return 1
+            return by
         case Read(_, indices, _):
-            return 0 if all(shift(i) == 0 for i in indices) else None
+            return 0 if all(shift(i, by) == 0 for i in indices) else None
         case Apply(fn, args):
-            moves = [shift(a) for a in args]
+            moves = [shift(a, by) for a in args]
             if all(d == 0 for d in moves):
                 return 0
             if None in moves or kind_of(args[-1]) is not Kind.INT:
@@ -271,6 +278,10 @@ def _shift(fn: str, args: tuple[Expr, ...], moves: list[int]) -> int | None:
             return c * d
         case "mul", (_, Const(int(c))), [d, _]:
             return c * d
+        case "floordiv", (_, Const(int(c))), [d, _] if c and d % c == 0:
+            return d // c
+        case "mod", (_, Const(int(c))), [d, _] if c and d % c == 0:
+            return 0
         case (("min" | "max"), _, [d, e]):
             return d if d == e else None
         case "where", _, [0, d, e]:
@@ -283,3 +294,11 @@ def _shift(fn: str, args: tuple[Expr, ...], moves: list[int]) -> int | None:
 def depends_on_difference_only(expr: Expr) -> bool:
     """Whether the value is a function of `q - k` and the head alone: positions without data of the tokens."""
     return shift(expr) == 0
+
+
+def period(expr: Expr) -> int | None:
+    """By how much both tokens may move without changing the value: 1 for a formula of `q - k`, the least common
+    multiple of its divisors for one with `q % 4 == k % 4`. None where there is none, as with data of the tokens."""
+    divisors = [n.args[1] for n in walk(expr) if isinstance(n, Apply) and n.fn in ("mod", "floordiv")]
+    by = math.lcm(*(int(d.value) for d in divisors if isinstance(d, Const) and d.value))
+    return next((p for p in (1, by) if shift(expr, p) == 0), None)

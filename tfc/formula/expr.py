@@ -83,8 +83,9 @@ class Const(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Var(Expr):
-    """An implicit variable: `s` the score so far, `p` the softmax weight, `h` the query head, `u` an
-    activation's argument, `pos` and `c` of a position formula, or an index of an index equation."""
+    """An implicit variable: `s` the score so far, `p` the softmax weight, `h` the query head, `row.count` and the
+    other statistics of a row, `u` an activation's argument, `pos` and `c` of a position formula, or an index of an
+    index equation or of a `Reduce`."""
 
     name: str
     kind: Kind
@@ -101,22 +102,26 @@ class Token(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Field(Expr):
-    """`q.name` or `k.name` as written. Lowering replaces every Field by a Load; no IR holds one."""
+    """`q.name` or `k.name` as written, `q.name[h, d]` with axes of its own. Lowering replaces every Field by a
+    Load; no IR holds one."""
 
     side: Side
     name: str
+    indices: tuple["Expr", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Load(Expr):
     """The value that slot `slot` holds for the token of `side`.
 
-    The slot's operand is [B, N] or [N] for `q`, [B, M] or [M] for `k`; booleans, integers or reals.
+    The slot's operand is [B, N, ...] or [N, ...] for `q`, [B, M, ...] or [M, ...] for `k`; booleans, integers or
+    reals. `indices`: one for each axis after the tokens' (`q.lag[h, q - k]`), clamped to its bounds.
     """
 
     slot: int
     side: Side
     kind: Kind
+    indices: tuple["Expr", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,11 @@ class Read(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reduce(Expr):
-    """`fn[indices](body)` of an index equation: sum, mean, max, min, any, all over whole axes."""
+    """`fn[indices](body)`: sum, mean, max, min, any, all over whole axes.
+
+    An index equation says how far each index goes; in other formulas it is the size of the axis that the index reads
+    alone (`ranges.py`).
+    """
 
     fn: str
     indices: tuple[str, ...]
@@ -201,6 +210,9 @@ PRIMITIVES: Mapping[str, Primitive] = _table(
     Primitive("erf", 1, "number", _R, "error function"),
     Primitive("sin", 1, "number", _R, "sine"),
     Primitive("cos", 1, "number", _R, "cosine"),
+    Primitive("normal_quantile", 1, "number", _R, "the x below which a standard normal variable falls with probability y"),
+    Primitive("straight", 2, "number", None, "the value of x, with the gradient of y"),
+    Primitive("stop", 1, "number", None, "x, through which no gradient flows"),
 )
 """The closed table of primitives. Everything else (softcap, gelu, silu, clip, buckets) is written with them."""
 
@@ -219,7 +231,7 @@ def kind_of(expr: Expr) -> Kind:
     match expr:
         case Const(value):
             return Kind.BOOL if isinstance(value, bool) else Kind.INT if isinstance(value, int) else Kind.REAL
-        case Var(_, kind) | Load(_, _, kind) | Read(_, _, kind):
+        case Var(_, kind) | Load(_, _, kind, _) | Read(_, _, kind):
             return kind
         case Token():
             return Kind.INT
@@ -275,7 +287,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Apply(_, args):
             return args
-        case Read(_, indices, _):
+        case Read(_, indices, _) | Load(_, _, _, indices) | Field(_, _, indices):
             return indices
         case Reduce(_, _, body):
             return (body,)
@@ -298,6 +310,10 @@ def rewrite(expr: Expr, rule: Callable[[Expr], Expr | None]) -> Expr:
             expr = Apply(fn, tuple(rewrite(a, rule) for a in args))
         case Read(slot, indices, kind):
             expr = Read(slot, tuple(rewrite(i, rule) for i in indices), kind)
+        case Load(slot, side, kind, (_, *_) as indices):
+            expr = Load(slot, side, kind, tuple(rewrite(i, rule) for i in indices))
+        case Field(side, name, (_, *_) as indices):
+            expr = Field(side, name, tuple(rewrite(i, rule) for i in indices))
         case Reduce(fn, names, body):
             expr = Reduce(fn, names, rewrite(body, rule))
     found = rule(expr)
@@ -344,10 +360,10 @@ class _Text:
                 return name
             case Token(side):
                 return side
-            case Field(side, name):
-                return f"{side}.{name}"
-            case Load(slot, side, _):
-                return f"${slot}.{side}"
+            case Field(side, name, indices):
+                return f"{side}.{name}{self.brackets(indices)}"
+            case Load(slot, side, _, indices):
+                return f"${slot}.{side}{self.brackets(indices)}"
             case Read(slot, indices, _):
                 return f"${slot}[{', '.join(map(self.show, indices))}]"
             case Reduce(fn, names, body):
@@ -371,6 +387,9 @@ class _Text:
             case Apply(fn, args):
                 return f"{self.FUNCTIONS.get(fn, fn)}({', '.join(map(self.show, args))})"
         raise FormulaError(f"no text for {type(expr).__name__}")
+
+    def brackets(self, indices: tuple[Expr, ...]) -> str:
+        return f"[{', '.join(map(self.show, indices))}]" if indices else ""
 
 
 def text(expr: Expr) -> str:

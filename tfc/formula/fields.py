@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Read, Side, Token, Var, kind_of, rewrite, sides, walk
 
-__all__ = ["DerivedField", "direction", "normalized", "split_fields"]
+__all__ = ["DerivedField", "direction", "normalized", "of_the_pair", "split_fields"]
 
 FLIPPED: Mapping[str, str] = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 """Each comparison, and what it becomes when both sides are negated."""
@@ -40,7 +40,7 @@ def split_fields(expr: Expr, *, separate: bool = True) -> tuple[Expr, tuple[Deri
     def split(node: Expr) -> Expr:
         if isinstance(node, Const):
             return node
-        if len(found := sides(node)) < 2 and not _of_the_pair(node):
+        if len(found := sides(node)) < 2 and not of_the_pair(node):
             side: Side | None = next(iter(found), None)
             if node not in fields:
                 leaf = Var(f"{side or 'h'}.{len(fields)}", kind_of(node))
@@ -56,7 +56,8 @@ def split_fields(expr: Expr, *, separate: bool = True) -> tuple[Expr, tuple[Deri
     return split(normalized(expr) if separate else expr), tuple(fields.values())
 
 
-def _of_the_pair(expr: Expr) -> bool:
+def of_the_pair(expr: Expr) -> bool:
+    """Whether a variable of both tokens occurs: a score, a weight, an index of a sum."""
     return any(isinstance(node, Var) and node.name != "h" for node in walk(expr))
 
 
@@ -85,7 +86,7 @@ def _separated(fn: str, x: Expr, y: Expr) -> Expr | None:
     right: list[tuple[Expr, bool]] = []
     for term, negative in [*_terms(x, False), *_terms(y, True)]:
         match sides(term):
-            case found if len(found) == 2 or _of_the_pair(term):
+            case found if len(found) == 2 or of_the_pair(term):
                 return None
             case found if "q" in found:
                 left.append((term, negative))

@@ -32,7 +32,7 @@ from tfc.formula.arithmetic import (
     point,
     widened,
 )
-from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Token, Var, children, kind_of
+from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, Load, Read, Reduce, Token, Var, children, kind_of
 from tfc.formula.scalar import INT_MAX, INT_MIN, Number
 
 __all__ = ["RULES", "Evaluate", "Refine", "compiled", "refined"]
@@ -287,6 +287,9 @@ RULES: Mapping[str, Rule] = {
     "erf": _monotone("erf", absolute=FLAT),
     "sin": _wave("sin", math.pi / 2),
     "cos": _wave("cos", 0.0),
+    "normal_quantile": _monotone("normal_quantile", absolute=FLAT),
+    "straight": lambda ns, kind, x, y: x,
+    "stop": lambda ns, kind, x: x,
 }
 """The rule of each primitive. Arguments and result are intervals of the primitive's kinds."""
 
@@ -317,6 +320,9 @@ def compiled(
             return lambda env: ns.read(table, [i(env) for i in at], kind)
         case Apply(fn, args):
             return _compiled(expr, fn, [compiled(a, leaves, ns, tables) for a in args], ns)
+        case Reduce() | Load(_, _, _, (_, *_)):  # a sum, or an element that the other token chooses
+            nothing = NOTHING_KNOWN[kind_of(expr)]
+            return lambda env: nothing
         case Token() | Load():
             raise FormulaError(f"`{expr}` has no range here")
     raise FormulaError(f"{type(expr).__name__} in a formula of tokens")
@@ -380,7 +386,7 @@ def refined(expr: Expr, leaves: Mapping[Expr, int], tables: Mapping[int, Any] | 
     if expr in leaves:
         place = leaves[expr]
         return lambda outer, inner: (outer[place], inner[place])
-    args = children(expr)
+    args = () if isinstance(expr, Load | Reduce) else children(expr)
     if not args:
         known = compiled(expr, {}, HOST, tables)(())
         return lambda outer, inner: (known, known)

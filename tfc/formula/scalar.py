@@ -86,6 +86,14 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
+def _normal_quantile(y: float) -> float:
+    from statistics import NormalDist  # takes as long to import as all of this package
+
+    if y in (0.0, 1.0):
+        return math.copysign(math.inf, y - 0.5)
+    return NormalDist().inv_cdf(y)  # an error outside 0..1, and nan for nan
+
+
 def _round(x: float) -> float:
     return math.copysign(float(round(x)), x) if math.isfinite(x) else x
 
@@ -142,6 +150,9 @@ SCALAR: Mapping[str, Callable[..., Any]] = {
     "erf": _real(math.erf),
     "sin": _real(math.sin),
     "cos": _real(math.cos),
+    "normal_quantile": _real(_normal_quantile),
+    "straight": lambda x, y: x,
+    "stop": lambda x: x,
 }
 """The primitives on Python numbers. Booleans are bool, integers int, reals float: a value's type is its kind."""
 
@@ -154,13 +165,13 @@ def _missing(slot: int, *_: Any) -> Number:
 class Env:
     """The values of a formula's leaves.
 
-    variables: by name. tokens: the two positions. loads(slot, side) and reads(slot, indices): what the slots hold.
-    sizes: the length of each index that a `Reduce` runs over.
+    variables: by name. tokens: the two positions. loads(slot, side), with a tuple of indices where there are any, and
+    reads(slot, indices): what the slots hold. sizes: the length of each index that a `Reduce` runs over.
     """
 
     variables: Mapping[str, Number] = field(default_factory=dict)
     tokens: Mapping[Side, int] = field(default_factory=dict)
-    loads: Callable[[int, Side], Number] = _missing
+    loads: Callable[..., Number] = _missing
     reads: Callable[[int, tuple[int, ...]], Number] = _missing
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -185,13 +196,14 @@ def pair(
 ) -> Env:
     """The environment of query i of n and key j of m in batch row b: positions `i + (m - n)` and `j`.
 
-    loads: slot -> values of the tokens, or one such sequence a batch row. reads: slot -> nested sequences.
+    loads: slot -> values of the tokens, each a number or nested sequences of them, or one such sequence a batch row.
+    reads: slot -> nested sequences.
     """
 
-    def load(slot: int, side: Side) -> Number:
+    def load(slot: int, side: Side, indices: tuple[int, ...] = ()) -> Number:
         values = (loads or {})[slot]
-        row = values[b] if nested(values) else values
-        return row[i if side == "q" else j]  # type: ignore[no-any-return]  # one row of numbers, see `loads`
+        row = values[b] if nested(values, len(indices)) else values
+        return element(row[i if side == "q" else j], indices)
 
     def read(slot: int, indices: tuple[int, ...]) -> Number:
         return element((reads or {})[slot], indices)
@@ -199,9 +211,13 @@ def pair(
     return Env(variables, {"q": i + (m - n), "k": j}, load, read)
 
 
-def nested(values: Sequence[Any]) -> bool:
-    """Whether there is one sequence a batch row."""
-    return len(values) > 0 and isinstance(values[0], Sequence)
+def nested(values: Sequence[Any], axes: int = 0) -> bool:
+    """Whether there is one sequence a batch row, of tokens that have `axes` axes of their own."""
+    for _ in range(axes + 1):
+        if not (len(values) > 0 and isinstance(values[0], Sequence)):
+            return False
+        values = values[0]
+    return True
 
 
 def evaluate(expr: Expr, env: Env) -> Number:
@@ -215,8 +231,10 @@ def evaluate(expr: Expr, env: Env) -> Number:
             return _typed(env.variables[name], kind)
         case Token(side):
             return env.tokens[side]
-        case Load(slot, side, kind):
+        case Load(slot, side, kind, ()):
             return _typed(env.loads(slot, side), kind)
+        case Load(slot, side, kind, indices):
+            return _typed(env.loads(slot, side, tuple(int(evaluate(i, env)) for i in indices)), kind)
         case Read(slot, indices, kind):
             return _typed(env.reads(slot, tuple(int(evaluate(i, env)) for i in indices)), kind)
         case Reduce():

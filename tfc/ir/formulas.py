@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfc.formula.expr import Expr, Kind
-from tfc.ir.ops import FeedForward, Index, Op
+from tfc.ir.ops import ROW, FeedForward, Index, Op
 
 __all__ = ["Place", "formulas", "held", "variables"]
 
@@ -16,7 +16,7 @@ class Place:
 
     variables: the names it may use, with their kinds. gives: the kind of its value; "number" is an integer or a real.
     captured: the first operand that a slot can mean, so slot 0 is `args[captured]`; None where slots have no meaning.
-    tokens: whether `q` and `k` are the query and key token.
+    tokens: whether `q` and `k` are the query and key token; then it may reduce over indices of its own, too.
     """
 
     attribute: str
@@ -27,8 +27,8 @@ class Place:
 
 
 _H = {"h": Kind.INT}
-_S = {**_H, "s": Kind.REAL}
-_P = {**_S, "p": Kind.REAL}
+_S = {**_H, "s": Kind.REAL, **{name: kind for name, kind in ROW.items() if name != "row.lse"}}
+_P = {**_S, "p": Kind.REAL, **ROW}
 
 _PLACES: Mapping[str, tuple[Place, ...]] = {
     "score": (Place("formula", _S, captured=1, tokens=True),),
@@ -41,7 +41,7 @@ _PLACES: Mapping[str, tuple[Place, ...]] = {
     ),
     "ffn": (Place("activation", {"u": Kind.REAL, "g": Kind.REAL}),),
     "index": (Place("expr", {}, "any", captured=0),),
-    "rotate": (Place("angle", {"pos": Kind.INT, "c": Kind.INT}),),
+    "rotate": (Place("angle", {"pos": Kind.INT, "c": Kind.INT}, captured=1, tokens=True),),
 }
 
 

@@ -92,8 +92,13 @@ class NamesMap:
 
         Raises IRError where an entry does not fit the parameters; lowering has checked the entries of a spec.
         """
+        return tuple(self.each(stored))
+
+    def each(self, stored: tuple[Stored, ...]) -> Iterator[Row]:
+        """The same one by one, for who may not want them all."""
         known = {s.path: s for s in stored}
-        return tuple(row for entry in self.entries for row in _rows(entry, known))
+        for entry in self.entries:
+            yield from _rows(entry, known)
 
 
 def paths(ours: Ours) -> Iterator[str]:

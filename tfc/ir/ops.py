@@ -4,13 +4,36 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var, kind_of, walk
+from tfc.formula.expr import (
+    PRIMITIVES,
+    Apply,
+    Const,
+    Expr,
+    FormulaError,
+    Kind,
+    Load,
+    Read,
+    Reduce,
+    Token,
+    Var,
+    kind_of,
+    slots,
+    walk,
+)
+from tfc.formula.ranges import ranges
+from tfc.ir.formats import Rounded
+from tfc.ir.functions import ArrayFunction
+from tfc.ir.op import Op, broadcast, promote
 from tfc.ir.program import Program
+from tfc.ir.recurrence import Recurrence
+from tfc.ir.routing import Calibrated, Route, Top
 from tfc.ir.types import DType, IRError, Size, TensorType, bind, product
 
 __all__ = [
     "OPS",
+    "ArrayFunction",
     "Attention",
+    "Calibrated",
     "Cast",
     "Concat",
     "Constant",
@@ -22,15 +45,20 @@ __all__ = [
     "Mix",
     "Op",
     "P",
+    "ROW",
+    "Recurrence",
     "Reduction",
     "Repeat",
     "Reshape",
     "Rotate",
+    "Rounded",
+    "Route",
     "S",
     "Score",
     "Scores",
     "Slice",
     "Take",
+    "Top",
     "Weigh",
 ]  # fmt: skip
 
@@ -39,51 +67,32 @@ S = Var("s", Kind.REAL)
 P = Var("p", Kind.REAL)
 """The softmax of the score over the keys that the mask leaves, in weigh formulas."""
 
+ROW: Mapping[str, Kind] = {
+    "row.count": Kind.INT,
+    "row.rank": Kind.INT,
+    "row.mean": Kind.REAL,
+    "row.deviation": Kind.REAL,
+    "row.max": Kind.REAL,
+    "row.lse": Kind.REAL,
+}
+"""Statistics of a query's row, over the keys that it sees: those whose score is not -inf. Of s in a score formula, where
+the mask has been applied already; of the final score in a weigh formula, which alone knows `row.lse`.
+
+count: how many. mean, max: of their scores. deviation: the root of the sum of squared differences from the mean, over
+count - 1; 0 where count < 2. rank, of each key: how many seen keys have a larger score, or the same and come before it.
+lse: log of the sum of exp. All are 0 in a row that sees no key."""
+
+_MASK = ("h",)
+_SCORE = (*_MASK, "s", *(name for name in ROW if name != "row.lse"))
+_WEIGH = (*_SCORE, "p", "row.lse")
+
 YES = Const(True)
 """The mask that leaves every pair."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Op:
-    """Static attributes of an operation. An `Eqn` binds operands to its results."""
-
-    name: ClassVar[str]
-
-    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
-        """The types of the results. Raises IRError where the operands do not fit."""
-        raise NotImplementedError
-
-    def bind(self, lengths: Mapping[str, int]) -> "Op":
-        """The operation with named lengths in its attributes replaced by numbers."""
-        return self
-
-
-def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
-    """The common shape by numpy's rule (aligned at the last axis, 1 stretches)."""
-    shape: list[Size] = []
-    for t in types:
-        if len(t.shape) > len(shape):
-            shape[:0] = [1] * (len(t.shape) - len(shape))
-        for i in range(1, len(t.shape) + 1):
-            if shape[-i] == 1:
-                shape[-i] = t.shape[-i]
-            if t.shape[-i] not in (1, shape[-i]):
-                raise IRError(f"{what}: {' and '.join(map(str, types))} do not broadcast")
-    return tuple(shape)
-
-
-_WIDTH = {DType.BOOL: 0, DType.I32: 1, DType.BF16: 2, DType.F16: 2, DType.F32: 3, DType.F64: 4}
-
-
-def promote(dtypes: Iterable[DType]) -> DType:
-    """The wider of the element types; bf16 with f16 gives f32, an integer takes the other's float."""
-    out = DType.BOOL
-    for d in dtypes:
-        if {d, out} == {DType.BF16, DType.F16}:
-            out = DType.F32
-        elif _WIDTH[d] > _WIDTH[out]:
-            out = d
-    return out
+def reads_row(formula: Expr) -> bool:
+    """Whether a formula reads statistics of its row (`ROW`): then it needs all scores of the row at once."""
+    return any(isinstance(node, Var) and node.name in ROW for node in walk(formula))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,33 +243,50 @@ class Reshape(Op):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice(Op):
-    """Elements start..start+size-1 of the last axis."""
+    """Elements start..start+size-1 of the last axis, or with axis=1 of the tokens of a [B, T, ...]."""
 
     name: ClassVar[str] = "slice"
-    start: int
-    size: int
+    start: Size
+    size: Size
+    axis: int = -1
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         (x,) = operands
-        if not (isinstance(x.last, int) and 0 <= self.start and self.start + self.size <= x.last):
-            raise IRError(f"slice of {x}")
-        return (x.with_last(self.size),)
+        at = _axis("slice", x, self.axis)
+        length, end = x.shape[at], self.start + self.size
+        if isinstance(length, int) and isinstance(end, int) and isinstance(self.start, int):
+            if not (0 <= self.start <= end <= length):
+                raise IRError(f"slice {self.start}..{end} of {x}")
+        return (TensorType((*x.shape[:at], self.size, *x.shape[at + 1 :]), x.dtype),)
+
+    def bind(self, lengths: Mapping[str, int]) -> "Slice":
+        return replace(self, start=bind(self.start, lengths), size=bind(self.size, lengths))
+
+
+def _axis(what: str, x: TensorType, axis: int) -> int:
+    """The axis counted from 0: the last, or 1, the tokens."""
+    if axis not in (-1, 1) or x.rank < (2 if axis == 1 else 1):
+        raise IRError(f"{what}: {x} has no axis {axis}")
+    return axis % x.rank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concat(Op):
-    """Operands side by side along the last axis."""
+    """Operands side by side along the last axis, or with axis=1 one after another along the tokens of [B, T, ...]."""
 
     name: ClassVar[str] = "concat"
+    axis: int = -1
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         head = operands[0]
-        if not all(t.shape[:-1] == head.shape[:-1] and t.dtype is head.dtype for t in operands):
-            raise IRError("concat: shapes differ")
+        at = _axis("concat", head, self.axis)
         total: Size = 0
         for t in operands:
-            total = total + t.last
-        return (head.with_last(total),)
+            same = t.rank == head.rank and t.shape[:at] == head.shape[:at] and t.shape[at + 1 :] == head.shape[at + 1 :]
+            if not (same and t.dtype is head.dtype):
+                raise IRError("concat: shapes differ")
+            total = total + t.shape[at]
+        return (TensorType((*head.shape[:at], total, *head.shape[at + 1 :]), head.dtype),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,8 +304,10 @@ class Cast(Op):
 class Rotate(Op):
     """Rotary position (arXiv:2104.09864): pairs of channels turned by angle(pos, c).
 
-    x: [B, N, H, D]   positions: int [B, N], optional   -> x's type
-    angle: over Var("pos", INT) and Var("c", INT), the pair 0..D_rot/2-1. dims: how many leading channels turn.
+    x: [B, N, H, D]   then what the angle's slots hold, or, where it reads none, positions: int [B, N], optional
+    -> x's type
+    angle: over Var("pos", INT) and Var("c", INT), the pair 0..D_rot/2-1; x's fields (`Load` of side "q": [B, N, ...]
+    or [N, ...]) and tables (`Read`). dims: how many leading channels turn.
     pairing: "half" pairs (c, c + dims/2), "interleaved" pairs (2c, 2c+1).
     offset: added to 0..N-1 where no positions are given (M - N for queries).
     """
@@ -291,12 +319,18 @@ class Rotate(Op):
     offset: Size = 0
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
-        x, *positions = operands
+        x, *captured = operands
         if not (x.rank == 4 and isinstance(x.last, int) and self.dims <= x.last):
             raise IRError(f"rotate {self.dims} channels of {x}")
         if not (self.dims % 2 == 0 and self.pairing in ("half", "interleaved")):
             raise IRError(f"rotate: {self.dims} {self.pairing}")
-        if not all(p.shape == x.shape[:2] and p.dtype is DType.I32 for p in positions):
+        if read := slots(self.angle):
+            if any(isinstance(node, Token) or (isinstance(node, Load) and node.side == "k") for node in walk(self.angle)):
+                raise IRError(f"rotate: the angle `{self.angle}` reads keys")
+            if len(captured) != max(read) + 1:
+                raise IRError(f"rotate: {len(captured)} operands for the slots of `{self.angle}`")
+            check_slots("rotate", tuple(captured), x, x, self.angle, variables=("pos", "c"))
+        elif len(captured) > 1 or not all(p.shape == x.shape[:2] and p.dtype is DType.I32 for p in captured):
             raise IRError("rotate: positions do not fit")
         return (x,)
 
@@ -304,18 +338,49 @@ class Rotate(Op):
         return replace(self, offset=bind(self.offset, lengths))
 
 
-def check_slots(what: str, captured: tuple[TensorType, ...], n: TensorType, m: TensorType, *formulas: Expr) -> None:
-    """Every slot of the formulas fits its operand; n and m are [B, N, ...] and [B, M, ...]."""
-    for node in (node for f in formulas for node in walk(f)):
+def check_slots(
+    what: str,
+    captured: tuple[TensorType, ...],
+    n: TensorType,
+    m: TensorType,
+    *formulas: Expr,
+    variables: Iterable[str] = (),
+) -> None:
+    """Every slot of the formulas fits its operand, every variable is one of `variables` or reduced over.
+
+    n and m are [B, N, ...] and [B, M, ...]. Each formula's reductions have indices of their own, with known sizes.
+    """
+    variables = tuple(variables)
+    for formula in formulas:
+        _check_slots(what, captured, n, m, formula)
+        try:
+            reduced = ranges(formula, [t.shape for t in captured])
+        except FormulaError as error:
+            raise IRError(f"{what}: {error}") from None
+        for name in (node.name for node in walk(formula) if isinstance(node, Var)):
+            if name not in variables and name not in reduced:
+                raise IRError(f"{what}: `{name}` means nothing here")
+        for name in reduced:
+            if name in ("q", "k", *variables):
+                raise IRError(f"{what}: `{name}` is no name for an index")
+
+
+def _check_slots(
+    what: str, captured: tuple[TensorType, ...], n: TensorType, m: TensorType, formula: Expr
+) -> None:
+    for node in walk(formula):
         match node:
-            case Load(slot, side, kind):
+            case Load(slot, side, kind, indices):
                 if slot >= len(captured):
                     raise IRError(f"{what}: slot ${slot} of {len(captured)} operands")
                 t, tokens = captured[slot], (n if side == "q" else m).shape[:2]
-                if t.shape not in (tokens, tokens[1:]):
+                axes = t.rank - len(indices)
+                if axes not in (1, 2) or t.shape[:axes] != tokens[-axes:]:
                     raise IRError(f"{what}: {node} reads {t}, the tokens are {tokens}")
                 if t.dtype.kind is not kind:
                     raise IRError(f"{what}: {node} is {kind}, its operand {t}")
+                if not all(kind_of(i) is Kind.INT for i in indices):
+                    raise IRError(f"{what}: {node} has an index that is no integer")
             case Read(slot, indices, kind):
                 if slot >= len(captured):
                     raise IRError(f"{what}: slot ${slot} of {len(captured)} operands")
@@ -324,10 +389,7 @@ def check_slots(what: str, captured: tuple[TensorType, ...], n: TensorType, m: T
                     raise IRError(f"{what}: {node} reads {t}")
                 if not all(kind_of(i) is Kind.INT for i in indices):
                     raise IRError(f"{what}: {node} has an index that is no integer")
-            case Var(name, _):
-                if name not in ("s", "p", "h"):
-                    raise IRError(f"{what}: `{name}` means nothing here")
-            case Token() | Const() | Apply():
+            case Token() | Const() | Apply() | Var() | Reduce():
                 pass
             case _:
                 raise IRError(f"{what}: {type(node).__name__} in a formula")
@@ -368,14 +430,17 @@ def _tokens(s: TensorType) -> tuple[TensorType, TensorType]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score(Op):
-    """The score formula, element by element.   s: [B, H, N, M], captured... -> the same"""
+    """The score formula, element by element.   s: [B, H, N, M], captured... -> the same
+
+    Where s is -inf already (a key that is not seen) it stays so; row statistics (`ROW`) are of the others.
+    """
 
     name: ClassVar[str] = "score"
     formula: Expr
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         s, *captured = operands
-        check_slots("score", tuple(captured), *_tokens(s), self.formula)
+        check_slots("score", tuple(captured), *_tokens(s), self.formula, variables=_SCORE)
         return (s,)
 
 
@@ -390,13 +455,14 @@ class Masked(Op):
         s, *captured = operands
         if kind_of(self.formula) is not Kind.BOOL:
             raise IRError(f"masked: {self.formula} is no boolean")
-        check_slots("masked", tuple(captured), *_tokens(s), self.formula)
+        check_slots("masked", tuple(captured), *_tokens(s), self.formula, variables=_MASK)
         return (s,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weigh(Op):
-    """Scores to weights: softmax over the keys that are not -inf gives p, then the weigh formula over s and p.
+    """Scores to weights: softmax over the keys that are not -inf gives p, then the weigh formula over s and p, and
+    row statistics (`ROW`) of s.
 
     s: [B, H, N, M], captured... -> weights of the same type, and lse [B, H, N]: log of the sum of exp(s), -inf
     where a row sees no key. Such a row's weights are zero.
@@ -407,7 +473,7 @@ class Weigh(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         s, *captured = operands
-        check_slots("weigh", tuple(captured), *_tokens(s), self.formula)
+        check_slots("weigh", tuple(captured), *_tokens(s), self.formula, variables=_WEIGH)
         return s, TensorType(s.shape[:3], s.dtype)
 
 
@@ -432,6 +498,9 @@ class Mix(Op):
 class Attention(Op):
     """Streaming attention: mix(weigh(masked(score(scale * q k^T))), v), head by head.
 
+    Where the score formula reads row statistics (`ROW`) the mask is applied before it, score(masked(scale * q k^T)), so
+    that they speak of the keys that the mask leaves; what the mask left out stays out.
+
     q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   captured: the formulas' slots, in order
     results: out [B, N, H, Dv] in v's type, lse [B, H, N] in float32 or wider
 
@@ -452,7 +521,8 @@ class Attention(Op):
             raise IRError(f"attention: k {k} does not fit v {v}")
         if kind_of(self.mask) is not Kind.BOOL:
             raise IRError(f"attention: mask {self.mask} is no boolean")
-        check_slots("attention", tuple(captured), q, k, self.score, self.mask, self.weigh)
+        for formula, variables in ((self.score, _SCORE), (self.mask, _MASK), (self.weigh, _WEIGH)):
+            check_slots("attention", tuple(captured), q, k, formula, variables=variables)
         lse = DType.F64 if q.dtype is DType.F64 else DType.F32
         return q.with_last(v.last), TensorType((q.shape[0], q.shape[2], q.shape[1]), lse)
 
@@ -490,7 +560,8 @@ class FeedForward(Op):
 class Repeat(Op):
     """The body, `count` times over, with parameters of its own each turn (stacked on a leading axis).
 
-    operands: (carries..., invariants...)   results: the carries after the last turn
+    operands: (carries..., invariants...)   results: the carries after the last turn, then the body's reports,
+    stacked: [count, ...]
     body: a Program whose inputs are (index: int[], carries..., invariants...) and whose results are the carries.
     label: the path segment and the index's name in the spec.
     """
@@ -510,7 +581,8 @@ class Repeat(Op):
         out = tuple(v.type for v in self.body.results)
         if out != operands[: self.carries]:
             raise IRError(f"repeat: carries {list(map(str, operands[: self.carries]))} change type")
-        return out
+        reported = (v.type for _, v in self.body.reports)
+        return (*out, *(TensorType((self.count, *t.shape), t.dtype) for t in reported))
 
     def bind(self, lengths: Mapping[str, int]) -> "Repeat":
         return replace(self, body=self.body.bind(lengths))
@@ -521,6 +593,7 @@ OPS: Mapping[str, type[Op]] = {
     for op in (
         Constant, Elementwise, Reduction, Index, Take, Linear, Reshape, Slice, Concat, Cast, Rotate,
         Scores, Score, Masked, Weigh, Mix, Attention, FeedForward, Repeat,
+        Recurrence, Top, Route, Calibrated, Rounded, ArrayFunction,
     )
 }  # fmt: skip
 """Every operation by its name. Lists that depend on it (text form, kernels, README tables) are tested against it."""

@@ -8,7 +8,8 @@ from tfc.ir.types import DType, Size, TensorType, bind
 from tfc.source import Span
 
 if TYPE_CHECKING:
-    from tfc.ir.ops import Op
+    from tfc.ir.formats import Fit, Format
+    from tfc.ir.op import Op
 
 __all__ = ["Eqn", "Init", "Input", "Param", "Precision", "Program", "Stored", "Value"]
 
@@ -42,8 +43,12 @@ class Eqn:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a parameter starts: `zeros`, `ones`, `normal(std)`, `glorot`, `constant(x)`, a table of numbers, `packed`.
+    """How a parameter starts: `zeros`, `ones`, `normal(std)`, `uniform(low, high)`, `orthogonal(gain)`, `glorot`,
+    `constant(x)`, a table of numbers, `packed`.
 
+    value, high: the number that the kind takes; of `uniform` the least and the largest.
+    kind `orthogonal`: rows of norm `value`, orthogonal to each other in blocks of as many as a row is long (the
+    remainder in a block of its own): [.., K, O], each of the leading axes for itself (arXiv:2009.14794).
     kind `table` holds row-major values (slopes of ALiBi, say) computed by lowering from a closed form;
     kind `packed` is a parameter that a pass made: it starts as the pass's ParamMap computes it.
     """
@@ -51,9 +56,12 @@ class Init:
     kind: str
     value: float = 0.0
     table: tuple[float, ...] = ()
+    high: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind}({self.value:g})" if self.kind in ("normal", "constant") else self.kind
+        if self.kind == "uniform":
+            return f"uniform({self.value:g}, {self.high:g})"
+        return f"{self.kind}({self.value:g})" if self.kind in ("normal", "constant", "orthogonal") else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,19 @@ class Param:
 
     path: dotted, as in the spec (`layer.look.q.weight`), always whole, also inside a body.
     value: the name and the type that one turn sees; stacking adds leading axes, see `Stored`.
+    format: what its numbers are kept in (`int4`, `low_rank`), None for the element type itself.
+    fit: the procedure that finds its value (`ksh`), for a parameter that training does not.
+    repeats: (label, count) of the loops whose turns are the leading axes of `value`, outermost first: a parameter of
+    a loop that several places run, kept where all of them can read it; `init` speaks of the axes after them.
     """
 
     path: str
     value: Value
     init: Init
     trained: bool = True
+    format: "Format | None" = None
+    fit: "Fit | None" = None
+    repeats: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,8 @@ class Stored:
     init: Init
     trained: bool
     repeats: tuple[tuple[str, int], ...]
+    format: "Format | None" = None
+    fit: "Fit | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +122,8 @@ class Precision:
 class Program:
     """Inputs, parameters, equations in order, results. Structural equality; spans do not count.
 
-    Inside a `repeat` body, `inputs` are (index, carries..., invariants...), see `ops.Repeat`.
+    Inside a `repeat` body, `inputs` are (index, carries..., invariants...), see `ops.Repeat`; inside a `route`
+    (index, tokens, invariants...). `reports`: side outputs (the losses' inputs) by their paths.
     Lengths (`B`, `T`) are symbolic until a call binds them.
     """
 
@@ -116,6 +134,7 @@ class Program:
     results: tuple[Value, ...]
     precision: Precision = Precision()
     doc: str = ""
+    reports: tuple[tuple[str, Value], ...] = ()
 
     def bodies(self) -> Iterator[tuple[Eqn, "Program"]]:
         """The bodies of this program's own repeats, not of theirs."""
@@ -126,19 +145,19 @@ class Program:
 
     def stored(self) -> tuple[Stored, ...]:
         """Every parameter of the program and of its bodies as it is kept, in text order."""
-        own = [Stored(p.path, p.value.type, p.init, p.trained, ()) for p in self.params]
+        own = [Stored(p.path, p.value.type, p.init, p.trained, p.repeats, p.format, p.fit) for p in self.params]
         for eqn, body in self.bodies():
-            count: int = eqn.op.count  # type: ignore[attr-defined]  # only Repeat has a body
+            count: int = eqn.op.count  # type: ignore[attr-defined]  # Repeat and Route have bodies
             name: str = eqn.op.label  # type: ignore[attr-defined]
             for p in body.stored():
                 kind = TensorType((count, *p.type.shape), p.type.dtype)
-                own.append(Stored(p.path, kind, p.init, p.trained, ((name, count), *p.repeats)))
+                own.append(Stored(p.path, kind, p.init, p.trained, ((name, count), *p.repeats), p.format, p.fit))
         return tuple(own)
 
     def readers(self) -> Mapping[Value, int]:
         """How often each value is read: by equations (every occurrence counts) and as a result."""
         count: dict[Value, int] = {}
-        for value in [*(a for e in self.eqns for a in e.args), *self.results]:
+        for value in [*(a for e in self.eqns for a in e.args), *self.results, *(v for _, v in self.reports)]:
             count[value] = count.get(value, 0) + 1
         return count
 
@@ -163,4 +182,5 @@ class Program:
                 Eqn(tuple(map(value, e.outs)), e.op.bind(lengths), tuple(map(value, e.args)), e.span) for e in self.eqns
             ),
             results=tuple(map(value, self.results)),
+            reports=tuple((path, value(v)) for path, v in self.reports),
         )

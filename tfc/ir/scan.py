@@ -118,20 +118,35 @@ class Cursor:
         return sign * (int(text) if text.isdigit() else float(text))
 
     def size(self) -> Size:
-        """`384`, `T`, `2 * B * T - 1`."""
-        total: Size = 0
-        sign = -1 if self.take("-") else 1
-        while True:
-            term = self._factor()
-            while self.take("*"):
+        """`384`, `T`, `2 * B * T - 1`, `(T + 1) // 2`, `T % 4`: bound as in the language."""
+        total = self._term()
+        while self.sees("+", "-"):
+            plus = self.next("sign") == "+"
+            term = self._term()
+            total = total + term if plus else total - term
+        return total
+
+    def _term(self) -> Size:
+        term = self._factor()
+        while self.sees("*", "//", "%"):
+            sign = self.next("sign")
+            if sign == "*":
                 term = term * self._factor()
-            total = total + sign * term
-            if not self.sees("+", "-"):
-                return total
-            sign = -1 if self.next("sign") == "-" else 1
+                continue
+            divisor = self.integer()
+            if divisor == 0:
+                raise IRError(f"line {self.line}: a size is divided by zero")
+            term = term // divisor if sign == "//" else term % divisor
+        return term
 
     def _factor(self) -> Size:
-        return Dim.named(self.next("word")) if self.now.kind == "word" else int(self.next("number"))
+        if self.take("-"):
+            return -self._factor()
+        if self.take("("):
+            inner = self.size()
+            self.expect(")")
+            return inner
+        return Dim.named(self.next("word")) if self.now.kind == "word" else self.integer()
 
     def shape(self) -> tuple[Size, ...]:
         out: list[Size] = []
@@ -193,14 +208,15 @@ class Cursor:
         if self.now.kind == "slot":
             slot, _, side = self.next("slot")[1:].partition(".")
             if side:
-                return Load(int(slot), "q" if side == "q" else "k", Kind.REAL)
+                indices = self._arguments("[", "]", variables) if self.sees("[") else ()
+                return Load(int(slot), "q" if side == "q" else "k", Kind.REAL, indices)
             return Read(int(slot), self._arguments("[", "]", variables), Kind.REAL)
         if self.now.kind == "number" or self.sees("yes", "no", "inf"):
             return Const(self.number())
         line, word = self.now.line, self.next("word")
         if self.sees("["):
             names = self._names()
-            (body,) = self._arguments("(", ")", variables)
+            (body,) = self._arguments("(", ")", {**variables, **dict.fromkeys(names, Kind.INT)})
             return Reduce(word, names, body)
         if self.sees("("):
             name = "where" if word == "if" else word

@@ -1,12 +1,13 @@
 """Program -> text that people and golden files read, and that text back -> the same Program.
 
 One line an equation, `%out: type = op(attributes) %operands`; an elementwise operation prints as its primitive's
-name; attributes at their defaults are left out; a `repeat`'s body follows, indented; `#` starts a comment:
+name; attributes at their defaults are left out; the body of a `repeat` or a `route` follows, indented; `#` starts a comment:
 
     program encode(%x: f32[B, T, 384]) {
-      %w: f32[384, 64] = param layer.q.weight normal(0.02)
+      %w: f32[384, 64] = param layer.q.weight normal(0.02) frozen as int4(group=64) fit gptq
       %h: f32[B, T, 64] = linear %x, %w
       %y: f32[B, T, 64] = mul %h, %h
+      report layer.energy = %y
       return %y
     }
 
@@ -19,13 +20,17 @@ from dataclasses import fields
 from typing import Any, Final, get_type_hints
 
 from tfc.formula.expr import PRIMITIVES, Expr, Load, Read, rewrite
+from tfc.ir.formats import FITTERS, FORMATS, Fit, Format
 from tfc.ir.formulas import formulas, variables
-from tfc.ir.ops import OPS, Elementwise, Index, Op, Repeat
+from tfc.ir.ops import OPS, Elementwise, Index, Op
 from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
 from tfc.ir.scan import Cursor
 from tfc.ir.types import DType, IRError, Size, TensorType
 
 __all__ = ["line", "parse", "show", "word"]
+
+Setting = bool | int | float | str
+"""Of a format, a fitting procedure or a registered function."""
 
 
 # --- Program -> text
@@ -44,18 +49,19 @@ def _lines(program: Program) -> Iterator[str]:
         p = program.precision
         yield f"  precision(params={p.params}, compute={p.compute}, reduce={p.reduce})"
     for param in program.params:
-        frozen = "" if param.trained else " frozen"
-        yield f"  {_typed(param.value)} = param {param.path} {_init(param.init)}{frozen}"
+        yield f"  {_typed(param.value)} = param {param.path} {_init(param.init)}{_kept(param)}"
     for eqn in program.eqns:
         yield f"  {line(eqn)}"
-        if isinstance(eqn.op, Repeat):
-            yield from (f"    {inner}" for inner in _lines(eqn.op.body))
+        if isinstance(body := getattr(eqn.op, "body", None), Program):
+            yield from (f"    {inner}" for inner in _lines(body))
+    for path, value in program.reports:
+        yield f"  report {path} = {value}"
     yield f"  {' '.join(['return', *_commas(map(str, program.results))])}"
     yield "}"
 
 
 def line(eqn: Eqn) -> str:
-    """One equation; of a `repeat` the line without its body."""
+    """One equation; of a `repeat` or a `route` the line without its body."""
     shown = ", ".join(_attributes(eqn.op))
     head = f"{', '.join(map(_typed, eqn.outs))} = {word(eqn.op)}" + (f"({shown})" if shown else "")
     return " ".join([head, *_commas(map(str, eqn.args))])
@@ -82,15 +88,28 @@ def _input(declared: Input) -> str:
 
 
 def _init(init: Init) -> str:
-    inside = [_number(init.value)] if init.value or init.kind in ("normal", "constant") else []
+    inside = [_number(init.value)] if init.value or init.high or init.kind in ("normal", "constant") else []
+    inside += [_number(init.high)] if init.high else []
     table = [f"[{', '.join(map(_number, init.table))}]"] if init.table else []
     return init.kind + (f"({', '.join([*inside, *table])})" if inside or table else "")
+
+
+def _kept(param: Param) -> str:
+    """What follows the start: ` each [layer: 6] frozen as int4(group=64) fit gptq`."""
+    frozen = f" each {_axes(param.repeats)}" if param.repeats else ""
+    frozen += "" if param.trained else " frozen"
+    kept = f" as {_format(param.format)}" if param.format else ""
+    return frozen + kept + (f" fit {_fit(param.fit)}" if param.fit else "")
 
 
 def _number(value: bool | int | float) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return repr(value)
+
+
+def _setting(value: Setting) -> str:
+    return value if isinstance(value, str) else _number(value)
 
 
 def _attributes(op: Op) -> Iterator[str]:
@@ -125,6 +144,67 @@ def _read_axes(at: Cursor) -> tuple[tuple[str, Size], ...]:
     return tuple(out)
 
 
+_Settings = tuple[tuple[str, Setting], ...]
+
+
+def _called(name: str, settings: _Settings, defaults: Mapping[str, Setting | type]) -> str:
+    """`int4(group=64)`: the settings that are not at their defaults."""
+    shown = ", ".join(f"{k}={_setting(v)}" for k, v in settings if k not in defaults or defaults[k] != v)
+    return f"{name}({shown})" if shown else name
+
+
+def _format(format: Format) -> str:
+    return _called(format.name, format.settings, FORMATS[format.name].settings)
+
+
+def _fit(fit: Fit) -> str:
+    return _called(fit.name, fit.settings, FITTERS[fit.name].settings)
+
+
+def _read_called(
+    at: Cursor, what: str, table: Mapping[str, Mapping[str, Setting | type]]
+) -> tuple[str, tuple[tuple[str, Setting], ...]]:
+    """A name of the table, perhaps with settings; those not given take their defaults."""
+    name = at.next("word")
+    if name not in table:
+        raise IRError(f"line {at.line}: `{name}` is no {what}")
+    defaults = table[name]
+    given = dict(_read_settings(at, "(", ")")) if at.sees("(") else {}
+    for key in given:
+        if key not in defaults:
+            raise IRError(f"line {at.line}: {name} has no setting `{key}`")
+    for key, default in defaults.items():
+        if key not in given and isinstance(default, type):
+            raise IRError(f"line {at.line}: {name} needs its setting `{key}`")
+    kept = {key: given.get(key, default) for key, default in defaults.items()}
+    return name, tuple((key, value) for key, value in kept.items() if not isinstance(value, type))
+
+
+def _read_format(at: Cursor) -> Format:
+    return Format(*_read_called(at, "format", {f.name: f.settings for f in FORMATS.values()}))
+
+
+def _read_fit(at: Cursor) -> Fit:
+    return Fit(*_read_called(at, "fitting procedure", {f.name: f.settings for f in FITTERS.values()}))
+
+
+def _settings(settings: _Settings) -> str:
+    return f"[{', '.join(f'{k}={_setting(v)}' for k, v in settings)}]"
+
+
+def _read_settings(at: Cursor, opening: str = "[", closing: str = "]") -> _Settings:
+    out: list[tuple[str, Setting]] = []
+    at.expect(opening)
+    while not at.take(closing):
+        name = at.next("word")
+        at.expect("=")
+        literal = at.now.kind != "word" or at.sees("yes", "no", "inf")
+        out.append((name, at.number() if literal else at.next("word")))
+        if not at.sees(closing):
+            at.expect(",")
+    return tuple(out)
+
+
 def _read_formula(at: Cursor) -> Expr:
     raise AssertionError("formulas are read with their variables")
 
@@ -142,6 +222,8 @@ _FORMS: Final[Mapping[object, tuple[_Reader, _Writer]]] = {
     tuple[Size, ...]: (Cursor.shape, _sizes),
     tuple[tuple[str, Size], ...]: (_read_axes, _axes),
     Expr: (_read_formula, str),
+    Format: (_read_format, _format),
+    _Settings: (_read_settings, _settings),
 }
 
 
@@ -190,19 +272,37 @@ def _program(at: Cursor) -> Program:
     precision = _precision(at) if at.sees("precision") else Precision()
     params: list[Param] = []
     eqns: list[Eqn] = []
+    reports: list[tuple[str, Value]] = []
     while not at.take("return"):
+        if at.take("report"):
+            path = at.next("word")
+            at.expect("=")
+            reports.append((path, _value(at, known)))
+            continue
         outs = [_bound(at, known)]
         while at.take(","):
             outs.append(_bound(at, known))
         at.expect("=")
         if at.take("param"):
-            path, init = at.next("word"), _read_init(at)
-            params.append(Param(path, outs[0], init, trained=not at.take("frozen")))
+            params.append(_param(at, outs[0]))
         else:
             eqns.append(_eqn(at, tuple(outs), known))
     results = _values(at, known)
     at.expect("}")
-    return Program(name, tuple(inputs), tuple(params), tuple(eqns), results, precision, doc)
+    return Program(name, tuple(inputs), tuple(params), tuple(eqns), results, precision, doc, tuple(reports))
+
+
+def _param(at: Cursor, value: Value) -> Param:
+    path, init = at.next("word"), _read_init(at)
+    repeats: list[tuple[str, int]] = []
+    for label, count in _read_axes(at) if at.take("each") else ():
+        if not isinstance(count, int):
+            raise IRError(f"line {at.line}: {count} turns of {label}")
+        repeats.append((label, count))
+    frozen = at.take("frozen")
+    format = _read_format(at) if at.take("as") else None
+    fit = _read_fit(at) if at.take("fit") else None
+    return Param(path, value, init, not frozen, format, fit, tuple(repeats))
 
 
 def _bound(at: Cursor, known: dict[str, Value]) -> Value:
@@ -216,13 +316,17 @@ def _bound(at: Cursor, known: dict[str, Value]) -> Value:
 def _values(at: Cursor, known: Mapping[str, Value]) -> tuple[Value, ...]:
     out: list[Value] = []
     while at.now.kind == "value" and at.after.text != ":":  # `%y: type` binds the next equation's value
-        name = at.next("value")[1:]
-        if name not in known:
-            raise IRError(f"line {at.line}: %{name} is not bound above")
-        out.append(known[name])
+        out.append(_value(at, known))
         if not at.take(","):
             break
     return tuple(out)
+
+
+def _value(at: Cursor, known: Mapping[str, Value]) -> Value:
+    name = at.next("value")[1:]
+    if name not in known:
+        raise IRError(f"line {at.line}: %{name} is not bound above")
+    return known[name]
 
 
 def _precision(at: Cursor) -> Precision:
@@ -239,10 +343,10 @@ def _precision(at: Cursor) -> Precision:
 
 
 def _read_init(at: Cursor) -> Init:
-    kind, value, table = at.next("word"), 0.0, list[float]()
+    kind, numbers, table = at.next("word"), list[float](), list[float]()
     if at.take("("):
-        if not at.sees("["):
-            value = float(at.number())
+        while not at.sees("[", ")"):
+            numbers.append(float(at.number()))
             at.take(",")
         if at.take("["):
             while not at.take("]"):
@@ -250,7 +354,10 @@ def _read_init(at: Cursor) -> Init:
                 if not at.sees("]"):
                     at.expect(",")
         at.expect(")")
-    return Init(kind, value, tuple(table))
+    value, high, *more = *numbers, *(0.0,) * (2 - len(numbers))
+    if more:
+        raise IRError(f"line {at.line}: {kind} of {len(numbers)} numbers")
+    return Init(kind, value, tuple(table), high)
 
 
 def _eqn(at: Cursor, outs: tuple[Value, ...], known: Mapping[str, Value]) -> Eqn:
@@ -270,7 +377,7 @@ def _eqn(at: Cursor, outs: tuple[Value, ...], known: Mapping[str, Value]) -> Eqn
             if not at.sees(")"):
                 at.expect(",")
     args = _values(at, known)
-    if cls is Repeat:
+    if any(f.name == "body" for f in fields(cls)):
         given["body"] = _program(at)
     for place in formulas(cls):
         if place.attribute in given and place.captured is not None:
@@ -305,8 +412,8 @@ def _with_kinds(expr: Expr, captured: tuple[TensorType, ...], start: int) -> Exp
         match node:
             case Load(slot) | Read(slot) if slot >= len(captured):
                 raise IRError(f"line {start}: slot ${slot} of {len(captured)} operands")
-            case Load(slot, side):
-                return Load(slot, side, captured[slot].dtype.kind)
+            case Load(slot, side, _, indices):
+                return Load(slot, side, captured[slot].dtype.kind, indices)
             case Read(slot, indices):
                 return Read(slot, indices, captured[slot].dtype.kind)
         return None

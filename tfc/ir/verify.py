@@ -8,13 +8,16 @@ The invariants, each tested by a program that breaks it:
   in the shape of some input, so a call can bind it
 - formulas: known primitives and variables, no field, slots within the operands, the kind that the attribute asks for
 - parameters: a path is used once in the whole program and is no prefix of another; shapes are numbers; a table fills
-  its shape; what is trained is floating
+  its shape; what is trained, or kept in a format, is floating
+- formats, fitting procedures, registered functions: known, with all their settings, in order, of the right types
+- reports: a well-formed path each, once in a program; calibrated statistics likewise, in the whole program
 - inputs: lengths by default are integers; a body's inputs have no defaults
-- repeats: the body takes (index, carries, invariants), gives the carries, and is itself such a program
+- repeats and routes: the body takes (index, carries or tokens, invariants), gives the carries or one tensor of tokens,
+  and is itself such a program
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isnan, prod
 
@@ -34,8 +37,10 @@ from tfc.formula.expr import (
     walk,
 )
 from tfc.formula.expr import Field as FieldNode
+from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Format
 from tfc.ir.formulas import Place, held, variables
-from tfc.ir.ops import OPS, Constant, Elementwise, Index, Op, Repeat
+from tfc.ir.functions import FUNCTIONS
+from tfc.ir.ops import OPS, ArrayFunction, Calibrated, Constant, Elementwise, Index, Op, Repeat, Rounded, Route
 from tfc.ir.program import Eqn, Param, Program, Value
 from tfc.ir.scan import NAME, PATH, WORDS
 from tfc.ir.text import line, word
@@ -43,7 +48,7 @@ from tfc.ir.types import Dim, DType, IRError, TensorType
 
 __all__ = ["verify"]
 
-INITS = frozenset(["zeros", "ones", "normal", "glorot", "constant", "table", "packed"])
+INITS = frozenset(["zeros", "ones", "normal", "uniform", "orthogonal", "glorot", "constant", "table", "packed"])
 """Kinds of `Init`. `packed`: what a pass made; it starts as the pass's ParamMap gives it, not by itself."""
 
 REDUCTIONS = frozenset(["sum", "mean", "max", "min", "any", "all"])
@@ -53,6 +58,8 @@ ARITY = {
     "constant": (0, 0), "reduction": (1, 1), "take": (2, 2), "linear": (2, 3), "reshape": (1, 1), "slice": (1, 1),
     "concat": (1, None), "cast": (1, 1), "rotate": (1, 2), "scores": (2, 2), "score": (1, None), "masked": (1, None),
     "weigh": (1, None), "mix": (2, 2), "attention": (3, None), "ffn": (3, 7), "index": (0, None), "repeat": (0, None),
+    "recurrence": (3, 5), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
+    "function": (0, None),
 }  # fmt: skip
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 
@@ -62,6 +69,7 @@ def verify(program: Program, *, after: str = "") -> None:
     try:
         _program(program, Lengths.of(program))
         _paths(program)
+        _statistics(program)
     except IRError as e:
         raise IRError(f"after {after}: {e}" if after else str(e)) from None
 
@@ -125,6 +133,15 @@ def _program(program: Program, lengths: Lengths) -> None:
             _use(result, known)
         except IRError as e:
             raise IRError(f"result of {program.name}: {e}\n{_around(program, len(program.eqns))}") from None
+    for path, value in program.reports:
+        if PATH.match(path) is None:
+            raise IRError(f"`{path}` is no path for a report")
+        if [p for p, _ in program.reports].count(path) > 1:
+            raise IRError(f"{path} is reported twice in {program.name}")
+        try:
+            _use(value, known)
+        except IRError as e:
+            raise IRError(f"report {path}: {e}\n{_around(program, len(program.eqns))}") from None
 
 
 def _use(value: Value, known: dict[str, Value]) -> None:
@@ -152,10 +169,63 @@ def _param(param: Param) -> None:
         raise IRError(f"{what}: `{param.init.kind}` is no way to start")
     if not (not param.trained or param.value.type.dtype.floating):
         raise IRError(f"{what}: {param.value.type} cannot be trained")
+    turns = tuple(count for _, count in param.repeats)
+    own = param.value.type.ints[len(turns) :]
+    if param.value.type.ints[: len(turns)] != turns or len(turns) > param.value.type.rank:
+        raise IRError(f"{what}: {param.value.type} does not begin with its turns {list(turns)}")
     if param.init.kind == "table":
-        given, asked = len(param.init.table), prod(param.value.type.ints)
+        given, asked = len(param.init.table), prod(own)
         if given != asked:
             raise IRError(f"{what}: a table of {given} numbers for {param.value.type}")
+    if param.init.kind == "uniform" and not param.init.value <= param.init.high:
+        raise IRError(f"{what}: uniform from {param.init.value} to {param.init.high}")
+    if param.init.kind == "orthogonal" and len(own) < 2:
+        raise IRError(f"{what}: {param.value.type} has no rows")
+    if param.format is not None:
+        if not (param.value.type.dtype.floating and own):
+            raise IRError(f"{what}: {param.value.type} kept as {param.format.name}")
+        _format(what, param.format)
+    if param.fit is not None:
+        _fit(what, param.fit)
+
+
+Setting = bool | int | float | str
+
+
+def _format(what: str, format: Format) -> None:
+    """A known format whose settings are complete, in order, and possible."""
+    if format.name not in FORMATS:
+        raise IRError(f"{what}: `{format.name}` is no format")
+    _settings(f"{what}: {format.name}", format.settings, FORMATS[format.name].settings)
+    for key, value in format.settings:
+        known = CHOICES.get((format.name, key))
+        if known is not None and value not in known:
+            raise IRError(f"{what}: {format.name} has no {key} `{value}`, only {', '.join(known)}")
+        lowest = 0 if key in ("group", "n") and format.name != "mx" else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
+            raise IRError(f"{what}: {format.name} with {key} = {value}")
+    if format.name == "nm" and dict(format.settings)["n"] > dict(format.settings)["m"]:  # type: ignore[operator]  # ints
+        raise IRError(f"{what}: {format} keeps more than there are")
+
+
+def _fit(what: str, fit: Fit) -> None:
+    if fit.name not in FITTERS:
+        raise IRError(f"{what}: `{fit.name}` fits nothing")
+    _settings(f"{what}: {fit.name}", fit.settings, FITTERS[fit.name].settings)
+
+
+def _settings(what: str, given: tuple[tuple[str, Setting], ...], asked: Mapping[str, Setting | type]) -> None:
+    """Every setting, in the table's order, of the default's type (an integer is a real number too)."""
+    names = [name for name, _ in given]
+    if names != list(asked):
+        raise IRError(f"{what} with the settings {names}, not {list(asked)}")
+    for name, value in given:
+        default = asked[name]
+        kind = default if isinstance(default, type) else type(default)
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            raise IRError(f"{what}: {name} = {value!r} is no {kind.__name__}")
+        if isinstance(value, float) and isnan(value):
+            raise IRError(f"{what}: {name} is not a number")
 
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:
@@ -185,6 +255,17 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
                 raise IRError(f"constant: {value} is no {dtype}")
         case Repeat():
             _repeat(op, lengths)
+        case Route():
+            _route(op, lengths)
+        case Rounded(format=format):
+            _format("rounded", format)
+        case ArrayFunction(fn=fn, settings=settings):
+            if fn not in FUNCTIONS:
+                raise IRError(f"`{fn}` is no registered function")
+            _settings(f"function: {fn}", settings, FUNCTIONS[fn].settings)
+        case Calibrated(path=path):
+            if PATH.match(path) is None:
+                raise IRError(f"calibrated: `{path}` is no path for a parameter")
     types = tuple(a.type for a in eqn.args)
     try:
         inferred = op.infer(*types)
@@ -201,6 +282,12 @@ def _listed(types: Iterable[TensorType]) -> str:
 
 def _formula(op: Op, place: Place, formula: Expr) -> None:
     what, known = op.name, variables(op, place)
+    if place.tokens:
+        reduced = [name for node in walk(formula) if isinstance(node, Reduce) for name in node.indices]
+        known = {**known, **dict.fromkeys(reduced, Kind.INT)}
+        for name in reduced:
+            if NAME.match(name) is None or name in WORDS:
+                raise IRError(f"{what}: `{name}` is no name for an index")
     for node in walk(formula):
         match node:
             case FieldNode():
@@ -216,10 +303,10 @@ def _formula(op: Op, place: Place, formula: Expr) -> None:
                 if isnan(value):
                     raise IRError(f"{what}: a constant that is not a number")
             case Reduce(fn, _, _):
-                if what != "index":
-                    raise IRError(f"{what}: {node} outside an index equation")
+                if what != "index" and not place.tokens:
+                    raise IRError(f"{what}: {node} where nothing is reduced")
                 if fn not in REDUCTIONS:
-                    raise IRError(f"index: `{fn}` is no reduction")
+                    raise IRError(f"{what}: `{fn}` is no reduction")
             case Token() | Load():
                 if not place.tokens:
                     raise IRError(f"{what}: {node} stands for a token, and there is none")
@@ -278,9 +365,37 @@ def _repeat(op: Repeat, lengths: Lengths) -> None:
         raise IRError(f"repeat: a body of {len(body.inputs)} inputs for {op.carries} carries")
     if len(body.results) != op.carries:
         raise IRError(f"repeat: {len(body.results)} results of the body for {op.carries} carries")
+    _body(op.name, body, lengths)
+
+
+def _route(op: Route, lengths: Lengths) -> None:
+    if PATH.match(op.label) is None:
+        raise IRError(f"route: `{op.label}` is no label")
+    if len(op.body.inputs) < 2:
+        raise IRError(f"route: a body of {len(op.body.inputs)} inputs")
+    _body(op.name, op.body, lengths)
+
+
+def _body(what: str, body: Program, lengths: Lengths) -> None:
     if not all(i.default is None for i in body.inputs):
-        raise IRError("repeat: an input of the body has a default")
+        raise IRError(f"{what}: an input of the body has a default")
     _program(body, lengths)
+
+
+def _statistics(program: Program) -> None:
+    """A calibrated statistic becomes a parameter of its own."""
+    count = Counter(_calibrated(program)) + Counter(p.path for p in program.stored())
+    for path in _calibrated(program):
+        if count[path] > 1:
+            raise IRError(f"calibrated {path}: the path is taken")
+
+
+def _calibrated(program: Program) -> Iterator[str]:
+    for eqn in program.eqns:
+        if isinstance(eqn.op, Calibrated):
+            yield eqn.op.path
+    for _, body in program.bodies():
+        yield from _calibrated(body)
 
 
 def _paths(program: Program) -> None:

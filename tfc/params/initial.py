@@ -26,7 +26,7 @@ def start(param: Stored, key: Array) -> Array:
     """One parameter, drawn in float32 and rounded to its type.
 
     `glorot` is uniform within sqrt(6 / (K + O)) for a weight [K, O] (Glorot, Bengio 2010); of a stack, each turn
-    draws for itself. A table is the same in every turn.
+    draws for itself. A table is the same in every turn. A parameter in a format starts as it would without.
     """
     shape, dtype = param.type.ints, DTYPES[param.type.dtype]
     own = shape[len(param.repeats) :]
@@ -40,6 +40,10 @@ def start(param: Stored, key: Array) -> Array:
             return jnp.full(shape, init.value, dtype)
         case "normal":
             return (init.value * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        case "uniform":
+            return jax.random.uniform(key, shape, jnp.float32, init.value, init.high).astype(dtype)
+        case "orthogonal":
+            return (init.value * _orthogonal(shape, key)).astype(dtype)
         case "glorot":
             fan = sum(own[-2:]) if len(own) > 1 else 2 * math.prod(own)
             limit = math.sqrt(6 / fan)
@@ -47,3 +51,16 @@ def start(param: Stored, key: Array) -> Array:
         case "table":
             return jnp.asarray(np.broadcast_to(np.reshape(init.table, own), shape), dtype)
     raise ValueError(f"{param.path} starts as `{init.kind}`, which is no start of its own")
+
+
+def _orthogonal(shape: tuple[int, ...], key: Array) -> Array:
+    """Rows of length 1, orthogonal to each other in blocks of as many as a row is long; the rest are a block of
+    their own. Each block is uniform over all such: Q of a Gaussian matrix's QR, its signs those of R's diagonal
+    (Mezzadri, arXiv:math-ph/0609050).   shape: [..., K, O], each [K, O] by itself
+    """
+    *above, rows, width = shape
+    blocks = -(-rows // max(width, 1))
+    drawn = jax.random.normal(key, (*above, blocks, width, width), jnp.float32)
+    q, r = jnp.linalg.qr(drawn)
+    q = q * jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+    return jnp.reshape(q, (*above, blocks * width, width))[..., :rows, :]

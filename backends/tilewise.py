@@ -1,0 +1,33 @@
+"""A kernel that holds one tile of scores at a time -> the same kernel, refusing formulas that ask for more."""
+
+from dataclasses import replace
+
+from tfc.backends.kernel import Kernel, Target
+from tfc.formula.expr import Expr, Load, Reduce, Var, walk
+from tfc.ir.ops import ROW, Attention
+from tfc.ir.program import Eqn
+
+__all__ = ["beyond", "tilewise"]
+
+
+def beyond(*formulas: Expr) -> str | None:
+    """The first part of the formulas that a tile of scores and one number a token do not give, in words."""
+    for node in (node for formula in formulas for node in walk(formula)):
+        match node:
+            case Var(name, _) if name in ROW:
+                return f"holds one tile of a row at a time, and `{node}` is a statistic of the whole row"
+            case Load(_, _, _, (_, *_)):
+                return f"reads one number per token, and `{node}` is one of several"
+            case Reduce():
+                return f"holds no vectors of the tokens, and `{node}` is a sum over them"
+    return None
+
+
+def tilewise(kernel: Kernel) -> Kernel:
+    """The kernel, asked about its own limits first."""
+
+    def refuse(eqn: Eqn, target: Target) -> str | None:
+        assert isinstance(eqn.op, Attention)
+        return kernel.refuse(eqn, target) or beyond(eqn.op.score, eqn.op.mask, eqn.op.weigh)
+
+    return replace(kernel, refuse=refuse)

@@ -1,0 +1,41 @@
+"""The head of a spec file turned into what it says of itself: what it waits for, and which settings make it small."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Head", "lines_of_code", "read_head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`# waits for: ..` as names; `# small: width=32; T=16` as overrides of `let`s and lengths of the inputs."""
+
+    waits: tuple[str, ...]
+    sets: dict[str, str]
+    lengths: dict[str, int]
+
+
+def read_head(path: Path) -> Head:
+    """The comments before the first line of code. Raises ValueError where one is missing or cannot be read."""
+    text = path.read_text(encoding="utf-8")
+    head = text[: text.find("tfm 1")]
+    waits = re.search(r"^# waits for: (.+)$", head, re.M)
+    small = re.search(r"^# small: ([^;\n]*)(?:;([^\n]*))?$", head, re.M)
+    if waits is None or small is None:
+        raise ValueError(f"{path}: begins with `# waits for: ..` and `# small: ..`")
+    names = () if waits[1].strip() == "nothing" else tuple(n.strip() for n in waits[1].split(","))
+    return Head(names, _pairs(small[1]), {name: int(n) for name, n in _pairs(small[2] or "").items()})
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`a=1, b=2`; a comma within brackets separates nothing."""
+    parts = [p.strip() for p in re.split(r",(?![^\[(]*[\])])", text) if p.strip()]
+    if not all("=" in p for p in parts):
+        raise ValueError(f"`{text.strip()}`: `name=value`, separated by commas")
+    return {k.strip(): v.strip() for k, v in (p.split("=", 1) for p in parts)}
+
+
+def lines_of_code(text: str) -> int:
+    """Lines that are neither blank nor comments."""
+    return sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
