@@ -3,6 +3,7 @@
 #   make demo     embed sentences with MiniLM and search them
 #   make test     the test suite; what a missing extra or device leaves out is named
 #   make lint types layers aot     ruff; mypy and pyright; import contracts; compilation for absent GPUs
+#   make docs     write grammar/REFERENCE.md from the grammar and the library
 #   make clean    forget .venv and the caches
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter.
@@ -20,10 +21,10 @@ PYTEST ?= -n 2 -rs
 # the suite runs on the CPU, interpreting kernels, also where a GPU is; DEVICE=cuda runs it on one
 DEVICE ?= cpu
 
-.PHONY: help demo test lint format types layers aot env env-dev find-python clean
+.PHONY: help demo test lint format types layers aot docs env env-dev find-python clean
 
 help:
-	@sed -n '3,8s/^# *//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '3,9s/^# *//p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.demo
 	@# a CUDA plugin that is here for `make aot` prints a traceback when asked for a GPU that is not
@@ -45,6 +46,9 @@ types: $(VENV)/.dev
 
 layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	@$(BIN)/python -m tfc.grammar.reference
 
 aot: $(VENV)/.aot
 	@TFC_AOT=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(PYTEST) -m aot $(TESTS)

@@ -1,6 +1,6 @@
 """A program and the arrays of a call turned into the program with its lengths bound, and an array for every input."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -61,7 +61,7 @@ def bind_call(program: Program, given: Mapping[str, Array]) -> Bound:
     if faults:
         raise TfcError(*faults)
     bound = program.bind(lengths)
-    faults = [f for i in bound.inputs if (f := _still_open(i))]
+    faults = [f for i in bound.inputs if (f := _still_open(i))] or list(dict.fromkeys(_negative(program, lengths)))
     if faults:
         raise TfcError(*faults)
     verify(bound)
@@ -74,6 +74,20 @@ def bind_call(program: Program, given: Mapping[str, Array]) -> Bound:
             assert isinstance(i.default, int), f"{name} has no default that the lengths fix"
             inputs[name] = jnp.full(i.value.type.ints, i.default, dtype)
     return Bound(bound, lengths, inputs)
+
+
+def _negative(program: Program, lengths: Mapping[str, int]) -> Iterator[Diagnostic]:
+    """Sizes like `T - 4` that a call too short makes negative."""
+    for eqn in program.eqns:
+        for size in (size for out in eqn.outs for size in out.type.shape if isinstance(size, Dim)):
+            n = bind(size, lengths)
+            if isinstance(n, int) and n < 0:
+                given = ", ".join(f"{name} = {lengths[name]}" for name in sorted(size.names))
+                yield Diagnostic(
+                    "E705", f"the size {size} is {n} where {given}", span=eqn.span, help="give longer inputs"
+                )
+    for _, body in program.bodies():
+        yield from _negative(body, lengths)
 
 
 def _names(program: Program, given: Mapping[str, Array]) -> list[Diagnostic]:

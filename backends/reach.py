@@ -105,6 +105,9 @@ def _reach(program: Program, constants: Mapping[Value, Array], outer: Mapping[Va
             case Index(expr=expr, axes=axes, reduced=reduced):
                 sizes = {name: n for name, n in (*axes, *reduced) if isinstance(n, int)}
                 for read in (n for n in walk(expr) if isinstance(n, Read)):
+                    if 0 in eqn.args[read.slot].type.ints and 0 not in (*sizes.values(), *eqn.out.type.ints):
+                        yield Diagnostic("E705", f"an element of `{eqn.args[read.slot].name}` is read, which has none",
+                                         span=eqn.span, help="give longer inputs")  # fmt: skip
                     for rows, i in zip(eqn.args[read.slot].type.ints, read.indices, strict=True):
                         # elsewhere a read beyond the end is clamped; of a parameter it is a table that is too short
                         title = titles.get(eqn.args[read.slot], "")

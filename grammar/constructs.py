@@ -74,7 +74,7 @@ CONSTRUCTS: Mapping[str, Callable[[ast.Node], bool]] = {
     "field `x.f`": lambda n: isinstance(n, ast.Attribute),
     "`tag`": _calls("tag"),
     "index equation": lambda n: isinstance(n, ast.Equation) and n.indices is not None,
-    "range of an index": lambda n: type(n).__name__ == "Ranged",
+    "range of an index": lambda n: isinstance(n, ast.Index) and n.size is not None,
     "reducer": lambda n: isinstance(n, ast.Call) and isinstance(n.callee, ast.Subscript),
     "`if`": _calls("if"),
     "`attend`": _calls("attend"),

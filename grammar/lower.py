@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 from tfc.diagnostics import Diagnostic, Edit, TfcError, closest
@@ -20,12 +21,13 @@ from tfc.grammar.lowering.names import names_map
 from tfc.grammar.lowering.params import make_param
 from tfc.grammar.lowering.scope import FileScope, Scope, name_span
 from tfc.grammar.lowering.seen import Seen
-from tfc.grammar.lowering.session import Frame, Session, fail, is_library, refuse
+from tfc.grammar.lowering.session import LIMITS, Frame, Session, fail, is_library, refuse
 from tfc.grammar.lowering.statements import run_body
 from tfc.grammar.lowering.values import (
     POISON,
     Builtin,
     Component,
+    Enough,
     Failed,
     Meaning,
     Nothing,
@@ -78,7 +80,7 @@ def lower(
         except Failed as failed:
             session.report(failed.diagnostic)
             lowered = None
-        except Poisoned:
+        except (Poisoned, Enough):
             lowered = None
         except RecursionError:
             session.report(Diagnostic("E504", "nested too deeply to be understood", module.span))
@@ -185,6 +187,7 @@ class _Lowering:
         program = self.builder.finish(
             component.name, _results(result, entered), self.session.precision, _doc(entered, block)
         )  # fmt: skip
+        _check_total(program, entered)
         self._warn()
         maps = {
             i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)
@@ -352,10 +355,21 @@ def _results(result: Meaning, entered: ast.Block | ast.Declaration) -> tuple[Ten
     for part in parts:
         if not isinstance(part, Tensor):
             among = "a list with " if isinstance(result, tuple) else ""
-            fail("E305", f"the model `{entered.name}` returns {among}{describe(part)}, not a tensor", name_span(entered))
+            fail(
+                "E305", f"the model `{entered.name}` returns {among}{describe(part)}, not a tensor", name_span(entered)
+            )
     if not parts:
         fail("E305", f"the model `{entered.name}` returns an empty list", name_span(entered))
     return tuple(part for part in parts if isinstance(part, Tensor))
+
+
+def _check_total(program: Program, entered: ast.Block | ast.Declaration) -> None:
+    """All parameters together, every turn of a loop with its own."""
+    counts = {s.path: prod(n for n in s.type.shape if isinstance(n, int)) for s in program.stored()}
+    if (total := sum(counts.values())) > LIMITS["elements"]:
+        most = max(counts, key=lambda path: counts[path])
+        fail("E502", f"the parameters of `{entered.name}` have {total:_} elements; {LIMITS['elements']:_} are allowed",
+             name_span(entered), help=f"`{most}` has {counts[most]:_} of them")  # fmt: skip
 
 
 def _first_line(span: Span) -> Span:

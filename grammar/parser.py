@@ -4,11 +4,13 @@ The parser's tables are computed from `tfm.lark` once and cached in a folder tha
 cache is a pickle; where there is no such folder they are computed anew, which costs about 0.2 s.
 """
 
+import errno
 import hashlib
 import os
 import stat
 import sys
 import threading
+import time
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,7 @@ def read_source(path: str | Path) -> tuple[Source | None, list[Diagnostic]]:
             return refused("E001", f"{name} is a folder", "name a .tfm file in it")
         if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
             return refused("E001", f"{name} is no file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _read_pipe(path) if stat.S_ISFIFO(mode) else _read_file(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return refused("E001", f"{name} cannot be read: {reason}")
@@ -60,6 +61,33 @@ def read_source(path: str | Path) -> tuple[Source | None, list[Diagnostic]]:
         help = "save it as UTF-8" if b"\0" not in data else "this looks like a binary file, not a .tfm text"
         return refused("E002", f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} in line {line}", help)
     return Source(name, _one_line_end(text)), []
+
+
+def _read_file(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _read_pipe(path: str | Path) -> bytes:
+    """What a pipe holds, `tfc check <(command)`. Raises OSError where nobody writes to it, instead of waiting forever."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for _ in range(20):
+            try:
+                first = os.read(pipe, MAX_BYTES + 1)
+            except BlockingIOError:  # there is a writer, who has not written yet
+                first = b""
+                break
+            if first:
+                break
+            time.sleep(0.01)  # nobody has it open for writing, yet
+        else:
+            raise OSError(errno.EPIPE, "a pipe that nobody writes to")
+        os.set_blocking(pipe, True)
+        with open(pipe, "rb", closefd=False) as file:
+            return first + file.read(MAX_BYTES + 1 - len(first))
+    finally:
+        os.close(pipe)
 
 
 def _one_line_end(text: str) -> str:

@@ -319,7 +319,7 @@ def lsp(port: int | None, stdio: bool) -> int:
     Takes the extra `lsp`: pip install 'tfc[lsp]'. The editor starts `tfc lsp` by itself once it knows of it.
 
     \b
-    VS Code    cd editors/vscode && npm install && npx @vscode/vsce package
+    VS Code    cd editors/vscode && npm install && npm run package
                code --install-extension tfc-*.vsix       (setting tfc.path: where tfc is)
     Neovim     vim.filetype.add({ extension = { tfm = "tfm" } })
     0.11       vim.lsp.config("tfc", { cmd = { "tfc", "lsp" }, filetypes = { "tfm" } })

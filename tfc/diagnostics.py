@@ -3,6 +3,7 @@
 Finders return diagnostics; one place raises `TfcError` with all of them.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,17 @@ from typing import Any
 from tfc.source import Span
 
 __all__ = ["CODES", "Diagnostic", "Edit", "Note", "TfcError", "closest"]
+
+MOST_SAID = 2_000
+"""Characters of a message or a help."""
+_LONG_WORD = re.compile(r"[^\s`\"]{300,}")
+
+
+def _bounded(text: str) -> str:
+    """Words and texts of absurd length cut, so that what is printed stays readable whatever a file contains."""
+    if len(text) > 300:
+        text = _LONG_WORD.sub(lambda word: f"{word.group()[:60]}...", text)
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]} ..."
 
 CODES: dict[str, str] = {
     # E0xx: the file itself          E1xx: syntax              E2xx: names
@@ -139,6 +151,9 @@ class Note:
     message: str
     span: Span
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", _bounded(self.message))
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
@@ -151,6 +166,10 @@ class Diagnostic:
     severity: str = "error"  # error | warning
     notes: tuple[Note, ...] = ()
     edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", _bounded(self.message))
+        object.__setattr__(self, "help", _bounded(self.help))
 
     def __str__(self) -> str:
         """The drawing: place, code, message; the line with its carets; notes; the help."""
@@ -212,4 +231,9 @@ class TfcError(Exception):
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The known name most like `name`, or an empty string: for `help: did you mean ...?`."""
-    return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=0.6)), "")
+    if len(name) > 100:
+        return ""
+    names = sorted(known)
+    if len(names) > 1_000:  # comparing takes a while: only those that begin alike
+        names = [n for n in names if n[:1] == name[:1] and abs(len(n) - len(name)) <= 2][:1_000]
+    return next(iter(get_close_matches(name, names, n=1, cutoff=0.6)), "")

@@ -10,7 +10,8 @@ from tfc.grammar.lowering.fields import aligned
 from tfc.grammar.lowering.numbers import fold, foldable
 from tfc.grammar.lowering.session import LIMITS, Frame, fail
 from tfc.grammar.lowering.values import NOTHING, Formula, Meaning, Tensor, describe, is_number
-from tfc.ir.ops import Elementwise, promote
+from tfc.ir.op import promote
+from tfc.ir.ops import Elementwise
 from tfc.ir.types import Dim, DType, Size
 from tfc.source import Span
 
@@ -41,7 +42,7 @@ def leaf(expr: Expr, kind: Kind | None, span: Span, frame: Frame) -> Formula:
 
 
 def formula_of(value: Meaning, span: Span, frame: Frame) -> Formula:
-    """A value as a formula: numbers are constants, tensors without axes are read."""
+    """A value as a formula: numbers are constants, tensors without axes are read; index equations read lengths, too."""
     match value:
         case Formula():
             return value
@@ -57,6 +58,9 @@ def formula_of(value: Meaning, span: Span, frame: Frame) -> Formula:
                 help=f"give its {axes} in brackets, for example `{span.text}[h]`",
                 notes=(Note("it is made here", value.span),),
             )  # fmt: skip
+        case Dim() if frame.ranges is not None:
+            name = frame.session.length(value, frame.indices)
+            return leaf(Var(name, Kind.INT), Kind.INT, span, frame)
         case Dim():
             fail(
                 "E406", f"the length {value} enters a formula, and is known only when the model is called",

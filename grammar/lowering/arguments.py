@@ -82,7 +82,9 @@ class Call:
     def made(self, *names: str) -> tuple[Note, ...]:
         """Where the tensors that were given come from, with their types."""
         found = ((n, self.given[n].value) for n in names)
-        return tuple(Note(f"`{self.shown(n)}` is {v.type}, from here", v.span) for n, v in found if isinstance(v, Tensor))
+        return tuple(
+            Note(f"`{self.shown(n)}` is {v.type}, from here", v.span) for n, v in found if isinstance(v, Tensor)
+        )
 
     def size(self, name: str, what: str) -> Size:
         """The argument as a whole number or a length."""

@@ -7,7 +7,7 @@ from itertools import count
 
 from tfc.grammar.lowering.values import Tensor
 from tfc.ir.ops import Constant, Op
-from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
+from tfc.ir.program import Eqn, Input, Param, Precision, Program, Value
 from tfc.ir.types import DType, Size, TensorType
 from tfc.source import Span
 

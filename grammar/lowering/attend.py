@@ -15,14 +15,20 @@ from tfc.ir.ops import Index, Masked, Mix, Rotate, S, Score, Scores, Weigh, read
 from tfc.ir.types import Size
 from tfc.source import Span
 
-__all__ = ["attend", "mix", "rotate", "weights"]
+__all__ = ["attend", "carried", "mix", "rotate", "weights"]
+
+
+def carried(q: Tensor) -> Mapping[str, Tensor]:
+    """The fields that a mixer's result has: those of the queries, but for fields with axes of their own, which were
+    made for the formulas of this mixer and would meet others of the same name."""
+    return {name: held for name, held in q.fields.items() if held.type.rank <= 2}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Given], node: ast.Call, frame: Frame) -> Tensor:
     """q [B, N, H, D], k [B, M, G, D], v [B, M, G, Dv] -> [B, N, H, Dv], one operation for each step."""
     _check_keys(q, k, node.span, frame)
     _check_values(k, v, node.span, frame)
-    return mix(weights(q, k, options, node, frame), v, node, frame, q.fields)
+    return mix(weights(q, k, options, node, frame), v, node, frame, carried(q))
 
 
 def weights(q: Tensor, k: Tensor, options: Mapping[str, Given], node: ast.Call, frame: Frame) -> Tensor:

@@ -152,18 +152,20 @@ class _Binding:
             leading = (self._head(own[0], node, held),) if len(own) == len(indices) else ()
             indices = (*indices[:at], *leading, *indices[at + 1 :])
         if len(indices) != len(own):
-            sizes = ", ".join(map(str, own))
-            fail(
-                "E304",
-                f"each token's `{node.name}` is [{sizes}]: {len(own)} {_plural(own, 'index', 'indices')}, not "
-                f"{len(indices)}",
-                self.frame.at(self.span(node)),
-                help=f"`{node.side}.{node.name}[{', '.join('ijlmn'[: len(own)])}]` reads one element of it" if own else
-                f"`{node.side}.{node.name}` is a number",
-                notes=(Note(f"the field {held.type} is made here", held.span),),
-            )  # fmt: skip
+            self._misread(node, len(indices), own, held)
         at_ = self._indices(indices, held, axes)
         return self._made(Load(self.frame.session.slot(held), node.side, held.type.dtype.kind, at_), node)
+
+    def _misread(self, node: Field, given: int, own: Sequence[Size], held: Tensor) -> NoReturn:
+        name, sizes = f"{node.side}.{node.name}", ", ".join(map(str, own))
+        if not own:
+            message, help = f"each token's `{node.name}` is one number, read without brackets", f"write `{name}`"
+        else:
+            count = "1 index" if len(own) == 1 else f"{len(own)} indices"
+            message = f"each token's `{node.name}` is [{sizes}]: {count}, not {given}"
+            help = f"`{name}[{', '.join('ijlmn'[: len(own)])}]` reads one element of it"
+        fail("E304", message, self.frame.at(self.span(node)), help=help,
+             notes=(Note(f"the field {held.type} is made here", held.span),))  # fmt: skip
 
     def _head(self, size: Size, node: Field, held: Tensor) -> Expr:
         """The head of a field that has heads: those of keys are shared by groups of query heads (arXiv:2305.13245)."""
@@ -231,7 +233,3 @@ class _Binding:
 
 def _spellings(name: str) -> Iterator[str]:
     return chain([name], (f"{name}_{i}" for i in count(2)))
-
-
-def _plural(sizes: Sequence[object], one: str, many: str) -> str:
-    return one if len(sizes) == 1 else many

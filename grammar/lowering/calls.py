@@ -6,7 +6,7 @@ from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.changes import change_inside, reach_in
 from tfc.grammar.lowering.choices import check_chosen
-from tfc.grammar.lowering.evaluate import argument, enter
+from tfc.grammar.lowering.evaluate import argument
 from tfc.grammar.lowering.inputs import bind_type
 from tfc.grammar.lowering.scope import FileScope, Scope
 from tfc.grammar.lowering.segments import head, segments
@@ -43,7 +43,7 @@ def apply(
     inner = Frame(
         session=frame.session, scope=scope, place=place, builder=frame.builder,
         site=inner_site if is_library(block.span.source) else None,
-        inside=(*inside(block, given[0]), *inside(block, given[1])), active=enter(block, frame.at(node.span), frame),
+        inside=(*inside(block, given[0]), *inside(block, given[1])), active=frame.enter(block, node.span),
     )  # fmt: skip
     for wanted in block.inputs:
         bind_input(wanted, explicit, given, component, inner, node.span)
@@ -78,7 +78,7 @@ def _open(
                 span, help="leave the label out", edits=(Edit(span, callee.span.text),),
             )  # fmt: skip
         if component.place.home is not None:
-            fail("E407", f"`{component.name}` is routed elsewhere: its weights exist in copies, and no call chooses one",
+            fail("E407", f"`{component.name}` is routed elsewhere: its weights exist in copies; no call chooses one",
                  node.span, help="declare another for calls, or call a recipe")  # fmt: skip
         return component.place
     return frame.open(segment, node.callee, label, callee.span.text)

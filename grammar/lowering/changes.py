@@ -1,4 +1,4 @@
-"""Changes of a derivation that reach inside: `q.biased = yes` into the component given for `q`, or into a body's part."""
+"""Changes of a derivation that reach inside: `q.biased = yes` into the component given for `q`, or into a body."""
 
 from dataclasses import replace
 

@@ -61,7 +61,9 @@ def _check(node: object, own: frozenset[str], scope: FileScope, session: Session
     reducers, and whatever a nested item binds: a name wrongly let pass is found when the block is used.
     """
     heads = [i for n in _walk(node) if isinstance(n, ast.Subscript) for i in n.indices]
-    reduced = frozenset(i.id if isinstance(i, ast.Name) else i.name for i in heads if isinstance(i, ast.Name | ast.Index))
+    reduced = frozenset(
+        i.id if isinstance(i, ast.Name) else i.name for i in heads if isinstance(i, ast.Name | ast.Index)
+    )
     for at in _walk(node):
         if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id == ".." or at.id in _TYPES:
             continue

@@ -85,23 +85,15 @@ def _take(c: Call) -> Meaning:
 
 
 def _concat(c: Call) -> Meaning:
-    parts = []
-    for given in c.rest:
-        if not isinstance(given.value, Tensor):
-            fail(
-                "E305",
-                f"`concat` takes tensors; `{given.span.text}` is {describe(given.value)}",
-                c.frame.at(given.span),
-            )
-        parts.append(given.value)
+    parts = [c.as_tensor(given) for given in c.rest]
     if not parts:
         fail("E206", "`concat` needs at least one tensor", c.frame.at(c.span))
     head = parts[0].type
-    for part, given in zip(parts, c.rest, strict=True):
-        if part.type.shape[:-1] != head.shape[:-1] or part.type.dtype is not head.dtype:
+    for x, given in zip(parts, c.rest, strict=True):
+        if x.type.shape[:-1] != head.shape[:-1] or x.type.dtype is not head.dtype:
             notes = (Note(f"`{c.rest[0].span.text}` is {head}, from here", parts[0].span),
-                     Note(f"`{given.span.text}` is {part.type}, from here", part.span))  # fmt: skip
-            fail("E401", f"`concat` puts {head} beside {part.type}: they differ in more than the last axis",
+                     Note(f"`{given.span.text}` is {x.type}, from here", x.span))  # fmt: skip
+            fail("E401", f"`concat` puts {head} beside {x.type}: they differ in more than the last axis",
                  c.frame.at(given.span), notes=notes)  # fmt: skip
     fields = merge_fields(parts, head.shape, c.span, c.frame) if head.rank > 1 else {}
     return c.emit(Concat(), tuple(parts), fields)

@@ -8,7 +8,7 @@ from tfc.formula.expr import Apply, Expr, Kind, Load, Read, Reduce, Var, rewrite
 from tfc.grammar import ast
 from tfc.grammar.lowering.algebra import formula_of, merge_fields
 from tfc.grammar.lowering.evaluate import evaluate, is_ellipsis, operand
-from tfc.grammar.lowering.ranges import add_range
+from tfc.grammar.lowering.ranges import bind_range
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import Tensor
@@ -27,15 +27,17 @@ def index_equation(node: ast.Equation, frame: Frame) -> Tensor:
     heads = (n.name for n in _nodes(node.value) if isinstance(n, ast.Index))
     taken = {*indices, *names_read(node.value), *heads}
     variables = {n: Var(_plain(n, taken), Kind.INT) for n in indices}
-    inner = replace(frame, indices=variables, formula=True, role=None, allowed=frozenset(), bound={}, ranges={})
+    names = tuple(v.name for v in variables.values())
+    inner = replace(
+        frame, indices=variables, formula=True, role=None, allowed=frozenset(), bound={}, ranges=dict.fromkeys(names)
+    )  # fmt: skip
     for index in node.indices:
-        add_range(index, variables, evaluate, inner)
+        bind_range(index, index.name, variables, evaluate, inner)
     formula = formula_of(operand(node.value, inner), node.value.span, inner)
     used = tuple(dict.fromkeys(n.slot for n in walk(formula.expr) if isinstance(n, Read | Load)))
     local = {slot: i for i, slot in enumerate(used)}
     operands = tuple(frame.session.captures[slot] for slot in used)
     expr = rewrite(formula.expr, lambda n: Read(local[n.slot], n.indices, n.kind) if isinstance(n, Read) else None)
-    names = tuple(v.name for v in variables.values())
     sizes = _sizes(expr, operands, node, names, inner)
     fields = merge_fields(_leading(expr, operands, names), _first_two(expr, operands, names), node.value.span, frame)
     if (linear := _linear(expr, operands, names)) is not None:
@@ -43,7 +45,11 @@ def index_equation(node: ast.Equation, frame: Frame) -> Tensor:
     if (rows := _rows(expr, operands, names)) is not None:
         return frame.emit(Take(), rows, node.value.span, node.target, fields)[0]
     reduced = tuple(dict.fromkeys(n for r in walk(expr) if isinstance(r, Reduce) for n in r.indices))
-    op = Index(axes=tuple((n, sizes[n]) for n in names), reduced=tuple((n, sizes[n]) for n in reduced), expr=expr)
+    read = dict.fromkeys(n.name for n in walk(expr) if isinstance(n, Var) and n.name not in sizes)
+    op = Index(
+        axes=tuple((n, sizes[n]) for n in names), reduced=tuple((n, sizes[n]) for n in reduced),
+        lengths=tuple((n, frame.session.lengths[n]) for n in read), expr=expr,
+    )  # fmt: skip
     return frame.emit(op, operands, node.value.span, node.target, fields)[0]
 
 
@@ -98,19 +104,15 @@ def _nodes(node: ast.Node) -> Iterator[ast.Node]:
 # ---- sizes
 
 
-def _sizes(
-    expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: tuple[str, ...], frame: Frame
-) -> Sizes:
+def _sizes(expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: tuple[str, ...], frame: Frame) -> Sizes:
     """Every index ranges over what is written, or the axis that it reads plainly; else `t` over the length `T`."""
-    given = frame.ranges or {}
-    found: dict[str, tuple[Size, Note]] = {}
-    for name, (size, span) in given.items():
-        found[name] = (size, Note(f"{size} is given here", span))
+    given = {name: range for name, range in (frame.ranges or {}).items() if range is not None}
+    found = {name: (size, Note(f"{size} is given here", span)) for name, (size, span) in given.items()}
     for part in walk(expr):
         if not isinstance(part, Read):
             continue
         for axis, index in enumerate(part.indices):
-            if not isinstance(index, Var):
+            if not isinstance(index, Var) or index.name in frame.session.lengths:
                 continue
             tensor = operands[part.slot]
             size = tensor.type.shape[axis]
@@ -119,7 +121,7 @@ def _sizes(
             if other != size:
                 place = first.span if index.name in given else frame.at(node.value.span)
                 fail("E403", f"the index `{index.name}` ranges over {other} and over {size}", place,
-                     help=f"read by `{index.name}` alone, an axis is read whole: leave the size out, or read by an expression"
+                     help="an index that reads an axis alone takes all of it: drop the size, or read by an expression"
                      if index.name in given else "",
                      notes=(note,) if index.name in given else (first, note))  # fmt: skip
     sizes: Sizes = {name: size for name, (size, _) in found.items()}
@@ -130,8 +132,8 @@ def _sizes(
             if not isinstance(length, int | Dim) or isinstance(length, bool):
                 fail(
                     "E406", f"nothing tells how far the index `{name}` goes", frame.at(node.value.span),
-                    help=f"write it, `{name}: 8`; or read a tensor by `{name}` alone; or name the length `{name.upper()}` in "
-                    "the model's inputs",
+                    help=f"write it, `{name}: 8`; or read a tensor by `{name}` alone; or name the length "
+                    f"`{name.upper()}` in the model's inputs",
                 )  # fmt: skip
             sizes[name] = length
     return sizes

@@ -9,12 +9,12 @@ from tfc.formula.expr import PRIMITIVES, Field, Kind, Read, Reduce, Var
 from tfc.grammar import ast
 from tfc.grammar.lowering import core
 from tfc.grammar.lowering.algebra import formula_of, leaf, operate
-from tfc.grammar.lowering.ranges import add_range
 from tfc.grammar.lowering.fields import of_tokens
 from tfc.grammar.lowering.formats import called
-from tfc.grammar.lowering.roles import LEADING, checked_role, dot, element, implicit, part_of_implicit
+from tfc.grammar.lowering.ranges import bind_range, fresh_index
+from tfc.grammar.lowering.roles import LEADING, check_reads, checked_role, dot, element, implicit, part_of_implicit
 from tfc.grammar.lowering.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
-from tfc.grammar.lowering.segments import check_path, did_you_mean, names_read
+from tfc.grammar.lowering.segments import check_path, did_you_mean
 from tfc.grammar.lowering.session import LIMITS, Frame, fail, is_library, refuse
 from tfc.grammar.lowering.values import (
     Builtin,
@@ -32,7 +32,7 @@ from tfc.grammar.lowering.values import (
 from tfc.ir.formats import Fit, FormatKind
 from tfc.source import Span
 
-__all__ = ["argument", "derive", "enter", "evaluate", "operand", "role_formula"]
+__all__ = ["argument", "derive", "evaluate", "operand", "role_formula"]
 
 _BINARY = {
     "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "^": "pow", "and": "and", "or": "or",
@@ -373,28 +373,30 @@ def _reduce(callee: ast.Subscript, node: ast.Call, frame: Frame) -> Formula:
     if not (frame.indices or (frame.role and frame.formula)):
         fail("E309", f"`{callee.span.text}(..)` stands in index equations only", frame.at(node.span),
              help=f"over the last axis, keeping it: `{callee.value.id}(x)`")  # fmt: skip
-    names = []
+    names: dict[str, str] = {}  # as written -> in the equation
     for index in callee.indices:
         if not isinstance(index, ast.Name | ast.Index):
             fail("E309", f"`{index.span.text}` is no name of an index", frame.at(index.span))
         name = index.id if isinstance(index, ast.Name) else index.name
         if name in frame.indices:
             fail("E309", f"`{name}` is an index of the result already", frame.at(index.span))
+        if name in names:
+            fail("E309", f"`{name}` is an index of this `{callee.value.id}` twice", frame.at(index.span))
         if frame.role and name in IMPLICIT[frame.role]:
             fail("E309", f"`{name}` means something in this {frame.role}; an index needs a name of its own",
                  frame.at(index.span))  # fmt: skip
-        names.append(name)
-    for index in callee.indices:
-        add_range(index, {*names, *frame.indices}, evaluate, frame)
+        names[name] = fresh_index(name, frame)
+    for index, name in zip(callee.indices, names.values(), strict=True):
+        bind_range(index, name, {*names, *frame.indices}, evaluate, frame)
     if len(node.arguments) != 1 or node.arguments[0].name:
         fail("E207", f"`{callee.span.text}` takes one expression", frame.at(node.span))
-    inner = replace(frame, indices={**frame.indices, **{n: Var(n, Kind.INT) for n in names}})
+    inner = replace(frame, indices={**frame.indices, **{n: Var(name, Kind.INT) for n, name in names.items()}})
     body = formula_of(operand(node.arguments[0].value, inner), node.arguments[0].value.span, frame)
     fn = callee.value.id
     if fn in ("any", "all") and body.kind not in (Kind.BOOL, None):
         fail("E301", f"`{fn}` takes booleans; `{body.span.text}` is {body.kind}", frame.at(body.span))
     kind = Kind.BOOL if fn in ("any", "all") else Kind.REAL if fn == "mean" else body.kind
-    expr = Reduce(fn, tuple(names), body.expr)
+    expr = Reduce(fn, tuple(names.values()), body.expr)
     frame.session.place_of(expr, node.span)
     return Formula(
         expr, Kind.INT if kind is Kind.BOOL and fn == "sum" else kind, node.span, body.size + 1, body.depth + 1
@@ -417,7 +419,7 @@ def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, fr
     decl, role = ref.decl, ref.decl.role
     frame.session.count("calls", frame.at(span))
     given, bound = _role_arguments(ref, arguments, frame)
-    _check_reads(decl, bound, span, frame)
+    check_reads(decl, bound, span, frame)
     within = frame.role in IMPLICIT or bool(frame.indices)
     allowed = IMPLICIT[role] & frame.allowed if within else IMPLICIT[role]
     library = is_library(decl.span.source) and not is_library(span.source)
@@ -425,7 +427,7 @@ def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, fr
     scope = Scope(ref.scope)
     inner = replace(
         frame, scope=scope, role=role, formula=frame.formula, allowed=frozenset(allowed), bound=bound, indices={},
-        site=site, active=enter(decl, span, frame),
+        site=site, active=frame.enter(decl, span),
     )  # fmt: skip
     if any(isinstance(v, Tensor) and v.type.shape for v in bound.values()):
         inner.formula = False  # `softcap(30, s = logits)`: the formula is applied to a whole tensor
@@ -444,32 +446,6 @@ def role_formula(ref: RoleRef, arguments: Sequence[ast.Argument], span: Span, fr
     if not isinstance(value, Formula):
         return value
     return replace(value, span=span) if site is span else value
-
-
-def _check_reads(decl: ast.Role, bound: Mapping[str, Meaning], span: Span, frame: Frame) -> None:
-    """A formula within a formula reads only what the outer one has."""
-    if not (frame.role or frame.indices):
-        return
-    lacking = (names_read(decl.formula) & IMPLICIT[decl.role]) - set(bound) - frame.allowed
-    if lacking - {i.name for i in decl.inputs}:
-        around = f"a {frame.role}" if frame.role else "an index equation"
-        shown = ", ".join(f"`{n}`" for n in sorted(lacking))
-        help = f"a {decl.role} belongs to `{decl.role} = ..`" if frame.role else "bind it by name: `f(1, s = x)`"
-        fail(
-            "E303",
-            f"`{decl.name}` is a {decl.role}: it reads {shown}, which {around} has not",
-            frame.at(span),
-            help=help,
-        )
-
-
-def enter(decl: ast.Role | ast.Block, span: Span, frame: Frame) -> tuple[ast.Role | ast.Block, ...]:
-    """The calls that are open, one more among them; too many are a call of itself without an end."""
-    if len(frame.active) >= LIMITS["depth"]:
-        names = list(dict.fromkeys(d.name for d in frame.active[-4:]))
-        help = f"does `{names[0]}` call itself?" if len(names) == 1 else f"{' -> '.join(names)} -> .."
-        fail("E504", f"calls within calls, more than {LIMITS['depth']} levels deep", frame.at(span), help=help)
-    return (*frame.active, decl)
 
 
 def _role_arguments(

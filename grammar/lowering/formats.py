@@ -1,13 +1,13 @@
 """`int4(group = 128, fit = gptq(damp = 0.01))` -> a format with its settings complete, and the rounding to it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from tfc.diagnostics import Edit, closest
 from tfc.grammar.lowering.arguments import Call
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import NOTHING, Given, Kept, Meaning, describe, is_number
-from tfc.ir.formats import FITTERS, FORMATS, WORDS, Fit, Fitter, Format, FormatKind, Rounded
+from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Fitter, Format, FormatKind, Rounded
 from tfc.source import Span
 
 __all__ = ["called", "fit_of", "format_names", "kept_of", "rounded"]
@@ -78,14 +78,14 @@ def _unknown(name: str, key: str, value: Given, known: Sequence[str], frame: Fra
 def _setting(name: str, key: str, default: Setting | type, given: Given, frame: Frame) -> Setting:
     """A setting of the table's type; a whole number serves where a number is asked for."""
     wanted = default if isinstance(default, type) else type(default)
-    value: Any = given.value
+    value = given.value
     if wanted is float and is_number(value):
-        return float(value)
+        return float(cast(float, value))
     if type(value) is wanted:
-        words = WORDS.get((name, key))
+        words = CHOICES.get((name, key))
         if words is None or value in words:
-            return value
-        near = closest(value, words)
+            return cast(Setting, value)
+        near = closest(str(value), words)
         fail("E305", f'`{key}` of `{name}` is {" or ".join(f"{w!r}" for w in words)}, not "{value}"'.replace("'", '"'),
              frame.at(given.span), help=f'did you mean "{near}"?' if near else "",
              edits=(Edit(given.span, f'"{near}"'),) if near else ())  # fmt: skip
@@ -95,7 +95,8 @@ def _setting(name: str, key: str, default: Setting | type, given: Given, frame: 
 
 def _check(name: str, settings: Mapping[str, Setting], given: Mapping[str, Given], span: Span, frame: Frame) -> None:
     """Numbers that no format can have."""
-    least = {"rank": 1, "n": 1, "m": 1, "size": 1, "group": 0, "steps": 0, "rounds": 1, "pairs": 1, "block": 1, "damp": 0}
+    positive = ("rank", "n", "m", "size", "rounds", "pairs", "block")
+    least = {**dict.fromkeys(positive, 1), **dict.fromkeys(("group", "steps", "damp"), 0)}
     for key, value in settings.items():
         at = frame.at(given[key].span if key in given else span)
         if key in least and isinstance(value, int | float) and value < least[key]:
@@ -146,7 +147,7 @@ def rounded(c: Call) -> Meaning:
             help=f"it stands in `param .. {{ format = {row.name}(..) }}`, or `weights = ..` of a linear map",
         )  # fmt: skip
     if kept.fit is not None:
-        fail("E305", f"{kept.fit} fits weights; what is rounded as it comes has no fitting procedure", c.blame("format"))
+        fail("E305", f"{kept.fit} fits weights; what is rounded as it comes is not fitted", c.blame("format"))
     if not x.type.dtype.floating or not x.type.shape:
         fail("E301", f"`rounded` takes reals with axes; `{c.shown('x')}` is {x.type}", c.at("x"), notes=c.made("x"))
     return c.emit(Rounded(format=kept.format), (x,), x.fields)

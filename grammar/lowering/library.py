@@ -161,10 +161,15 @@ def _resolve(item: ast.Import, scope: FileScope) -> Path:
         fail("E220", f'"{item.path}" leaves the folder of this file', item.span,
              help="imports name a file beside this one, or below")  # fmt: skip
     folder = scope.folder.resolve()
-    path = (folder / written).resolve()
+    try:
+        path = (folder / written).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name; links in a circle; a NUL byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "links in a circle"
+        fail("E220", f'"{item.path}" cannot be read: {reason}', item.span)
     if not path.is_relative_to(folder):
         fail("E220", f'"{item.path}" is a link that leaves the folder of this file', item.span)
-    if not path.is_file():
+    if not there:
         near = closest(item.path, [p.name for p in folder.glob("*.tfm")][:1000])
         fail("E220", f'"{item.path}" does not exist beside this file', item.span,
              help=f'did you mean "{near}"?' if near else "")  # fmt: skip

@@ -176,6 +176,7 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
     """One turn after another, each with a place of its own: `layer.0`, `layer.1`, .."""
     inside = _reached(item, frame)
     for i, element in enumerate(over):
+        frame.session.count("turns written out", frame.at(item.span))
         scope = Scope(frame.scope)
         scope.bind(item.name, element, item.span)
         inner = replace(

@@ -1,6 +1,7 @@
 """`names hf { .. }` -> the data that importers read, each path checked against the parameters of the program."""
 
 import re
+from functools import lru_cache
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.formula.expr import Apply, Const, Expr, Kind, Var
@@ -131,6 +132,7 @@ def _path(node: ast.Expr) -> str:
     fail("E612", f"`{node.span.text}` is no parameter's path", node.span)
 
 
+@lru_cache(maxsize=50_000)
 def _plain(path: str) -> str:
     """The path without the numbers of turns: `layer.3.look` as `layer.look`."""
     return re.sub(r"\.[0-9]+(?=\.)", "", path)

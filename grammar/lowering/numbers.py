@@ -18,7 +18,6 @@ LARGEST = 2**63 - 1
 Number = int | float
 
 
-
 def _normal_quantile(x: float) -> float:
     from statistics import NormalDist  # takes long to import
 
@@ -189,7 +188,7 @@ def _compute(fn: str, args: list[Number], span: Span) -> Meaning:
             return max(a, b)
         case "abs", [a]:
             return abs(a)
-        case (("straight", [a, _]) | ("stop", [a])):
+        case ("straight", [a, _]) | ("stop", [a]):
             return a
         case "sign", [a]:
             return -1 if a < 0 else 1

@@ -51,7 +51,11 @@ def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
     settings = _settings(item, frame)
     type = TensorType(shape, frame.session.precision.params)
     path = frame.place.join(item.name)
-    param = Param(path, Value(item.name, type), _init(item, shape, frame), *settings)
+    init = _init(item, shape, frame)
+    if init.kind == "orthogonal" and len(shape) < 2:
+        at = frame.at(item.init.span if item.init is not None else item.span)
+        fail("E305", f"`orthogonal` makes rows of a matrix; `{item.name}` has {len(shape)} axes", at)
+    param = Param(path, Value(item.name, type), init, *settings)
     hint = path.removeprefix(f"{_inner(frame)}.") if _inner(frame) else path
     tensor = frame.place.builder.declare(param, hint, frame.at(item.span))
     frame.place.params[item.name] = tensor
@@ -128,7 +132,8 @@ def _as_init(value: Meaning, node: ast.Expr, frame: Frame) -> Init:
     if isinstance(value, Builtin) and value.name == "orthogonal":
         return Init("orthogonal", 1.0)
     fail("E305", f"a parameter starts from a number or an initializer, not {describe(value)}", frame.at(node.span),
-         help="zeros, ones, glorot, normal(std), uniform(low, high), orthogonal, or a formula of named dimensions: `[h: heads] = 2 ^ -h`")  # fmt: skip
+         help="zeros, ones, glorot, normal(std), uniform(low, high), orthogonal, or a formula of named dimensions: "
+         "`[h: heads] = 2 ^ -h`")  # fmt: skip
 
 
 def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:

@@ -2,6 +2,7 @@
 
 from tfc.diagnostics import Note
 from tfc.grammar.lowering.arguments import Call
+from tfc.grammar.lowering.attend import carried
 from tfc.grammar.lowering.features import apply_decay, apply_feature
 from tfc.grammar.lowering.fields import batched, fits
 from tfc.grammar.lowering.session import fail
@@ -27,8 +28,8 @@ def recur(c: Call) -> Meaning:
              help='leave the decay out, or run two: "causal" and "reverse"')  # fmt: skip
     queries, keys = q.type.shape[1], k.type.shape[1]
     if direction != "both" and queries != keys:
-        fail("E401", f"{queries} queries over {keys} keys: only `direction = \"both\"` lets them differ", c.frame.at(c.span),
-             notes=c.made("q", "k"))  # fmt: skip
+        fail("E401", f'{queries} queries over {keys} keys: only `direction = "both"` lets them differ',
+             c.frame.at(c.span), notes=c.made("q", "k"))  # fmt: skip
     same = q.same(k)
     q = apply_feature(c.given.get("feature"), q, c.node, c.frame)
     k = q if same else apply_feature(c.given.get("feature"), k, c.node, c.frame)
@@ -39,7 +40,7 @@ def recur(c: Call) -> Meaning:
         eps=float(c.number("eps", 0)), direction=direction,
     )  # fmt: skip
     operands = (q, k, v, *([factor] if factor is not None else []), *([segment] if segment is not None else []))
-    out, state = c.frame.emit(op, operands, c.span, "mixed", q.fields)
+    out, state = c.frame.emit(op, operands, c.span, "mixed", carried(q))
     c.frame.builder.hints[state.value.name] = "state"
     return out
 
@@ -73,7 +74,9 @@ def _segment(c: Call, q: Tensor) -> Tensor | None:
         return None
     segment = given.value
     if not isinstance(segment, Tensor):
-        fail("E305", f"`segment` is one whole number for each token, or `none`, not {describe(segment)}", c.at("segment"))
+        fail(
+            "E305", f"`segment` is one whole number for each token, or `none`, not {describe(segment)}", c.at("segment")
+        )
     rank = segment.type.rank
     if segment.type.dtype is not DType.I32 or rank > 2 or not fits(segment, q):
         tokens = ", ".join(map(str, q.type.shape[:2]))

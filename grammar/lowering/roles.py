@@ -1,19 +1,21 @@
 """What may stand in a formula of each role: implicit variables and their parts, and what can be such a formula."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tfc.diagnostics import closest
 from tfc.formula.expr import Apply, Expr, Field, Kind, Read, Reduce, Side, Token, Var
 from tfc.grammar import ast
 from tfc.grammar.lowering.algebra import formula_of, leaf
+from tfc.grammar.lowering.scope import IMPLICIT
+from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import NOTHING, Formula, Meaning, Tensor, describe
 from tfc.ir.ops import ROW
 from tfc.ir.types import Dim
 from tfc.source import Span
 
-__all__ = ["LEADING", "VECTOR", "checked_role", "dot", "element", "implicit", "part_of_implicit"]
+__all__ = ["LEADING", "VECTOR", "check_reads", "checked_role", "dot", "element", "implicit", "part_of_implicit"]
 
 
 _VARIABLES = {
@@ -24,7 +26,7 @@ LEADING = Var("..", Kind.INT)
 """`..` among the indices of a field: the head where the field has heads, else nothing. Gone once fields are bound."""
 
 VECTOR = "u"
-"""An element `u[d]` of a feature formula's vector is `Field("q", VECTOR, (d,))` until the formula is applied."""
+"""An element `u[d]` of a feature formula's vector is `Field("q", VECTOR, (LEADING, d))` until the formula is applied."""
 
 
 def implicit(node: ast.Name, frame: Frame) -> Formula:
@@ -85,7 +87,7 @@ def element(base: Formula, indices: Sequence[Formula], node: ast.Subscript, fram
         case Var("u", _) if frame.role == "feature":
             if len(indices) != 1:
                 fail("E304", f"`u` is a vector: one index, not {len(indices)}", frame.at(node.span))
-            expr, kind = Field("q", VECTOR, (indices[0].expr,)), Kind.REAL
+            expr, kind = Field("q", VECTOR, (LEADING, indices[0].expr)), Kind.REAL
         case _:
             fail("E305", f"`{node.value.span.text}` is a number; it has no elements", frame.at(node.span))
     frame.session.place_of(expr, node.span)
@@ -148,3 +150,20 @@ def checked_role(role: str, value: Meaning, node: ast.Expr, frame: Frame) -> Mea
             help = "a mask belongs to `mask = ..`; in a score write `if(mask, s, -inf)`"
         fail("E303", f"`{role}` is {wanted}; `{node.span.text}` is {kind}", frame.at(node.span), help=help)
     return value
+
+
+def check_reads(decl: ast.Role, bound: Mapping[str, Meaning], span: Span, frame: Frame) -> None:
+    """A formula within a formula reads only what the outer one has."""
+    if not (frame.role or frame.indices):
+        return
+    lacking = (names_read(decl.formula) & IMPLICIT[decl.role]) - set(bound) - frame.allowed
+    if lacking - {i.name for i in decl.inputs}:
+        around = f"a {frame.role}" if frame.role else "an index equation"
+        shown = ", ".join(f"`{n}`" for n in sorted(lacking))
+        help = f"a {decl.role} belongs to `{decl.role} = ..`" if frame.role else "bind it by name: `f(1, s = x)`"
+        fail(
+            "E303",
+            f"`{decl.name}` is a {decl.role}: it reads {shown}, which {around} has not",
+            frame.at(span),
+            help=help,
+        )

@@ -15,7 +15,7 @@ from tfc.grammar.lowering.sharing import copies, emit_copies
 from tfc.grammar.lowering.tokenwise import mixes_tokens
 from tfc.grammar.lowering.values import Component, Given, Meaning, Place, Tensor, describe
 from tfc.ir.ops import Index, Reshape, Route
-from tfc.ir.program import Eqn, Precision, Program
+from tfc.ir.program import Precision, Program
 from tfc.ir.types import DType, Size, TensorType
 
 __all__ = ["route"]
@@ -54,7 +54,11 @@ def route(c: Call) -> Meaning:
 def _component(c: Call) -> Component:
     value = c.given["f"].value
     if not isinstance(value, Component):
-        fail("E305", f"`route` takes a component, whose weights it copies; `{c.shown('f')}` is {describe(value)}", c.at("f"))
+        fail(
+            "E305",
+            f"`route` takes a component, whose weights it copies; `{c.shown('f')}` is {describe(value)}",
+            c.at("f"),
+        )
     if not value.block.inputs:
         fail("E207", f"`{value.name}` takes no input; `route` gives it the tokens", c.at("f"),
              notes=(Note("it is declared here", head(value.block)),))  # fmt: skip
@@ -85,8 +89,8 @@ def _run(component: Component, x: Tensor, place: Place, segment: str, frame: Fra
         fail("E305", f"`{component.name}` returns {describe(result)}; `route` adds tensors up", c.at("f"))
     if not result.type.dtype.floating or result.type.shape[:2] != x.type.shape[:2]:
         tokens = ", ".join(map(str, x.type.shape[:2]))
-        fail("E401", f"`{component.name}` gives {result.type} for the tokens [{tokens}]; `route` adds reals [{tokens}, ..] up",
-             c.at("f"), notes=c.made("x"))  # fmt: skip
+        fail("E401", f"`{component.name}` gives {result.type} for the tokens [{tokens}]; `route` adds reals "
+             f"[{tokens}, ..] up", c.at("f"), notes=c.made("x"))  # fmt: skip
     return result
 
 
@@ -99,8 +103,8 @@ def _check(body: Program, component: Component, x: Tensor, c: Call) -> None:
     if isinstance(found, str):
         fail("E408", f"`{component.name}` is routed, and {found}", c.at("f"), notes=c.made("x"))
     at, notes = found.span or c.at("f"), (Note("it is routed here", c.at("f")),)
-    fail("E408", f"`route` gives `{component.name}` the channels of one token; here it reads more: other tokens, its place "
-         "among them, or a field", at, help=help, notes=notes)  # fmt: skip
+    fail("E408", f"`route` gives `{component.name}` the channels of one token; here it reads more: other tokens, "
+         "its place among them, or a field", at, help=help, notes=notes)  # fmt: skip
 
 
 # ---- choices and weights, [B, T, K]
@@ -110,7 +114,12 @@ def _chosen(c: Call, x: Tensor) -> Tensor:
     chosen = c.tensor("chosen")
     type, tokens = chosen.type, x.type.shape[:2]
     if type.dtype is not DType.I32:
-        fail("E301", f"choices are whole numbers; `{c.shown('chosen')}` is {type}", c.at("chosen"), notes=c.made("chosen"))
+        fail(
+            "E301",
+            f"choices are whole numbers; `{c.shown('chosen')}` is {type}",
+            c.at("chosen"),
+            notes=c.made("chosen"),
+        )
     if type.shape == tokens[1:]:
         return _spread(chosen, (Var("t", Kind.INT),), (*tokens, 1), c)
     if type.shape == tokens:
@@ -131,7 +140,9 @@ def _weight(c: Call, chosen: Tensor) -> Tensor:
         return c.emit(op, (), hint="weight")
     weight = given.value
     if not weight.type.dtype.floating:
-        fail("E301", f"weights are reals; `{c.shown('weight')}` is {weight.type}", c.at("weight"), notes=c.made("weight"))
+        fail(
+            "E301", f"weights are reals; `{c.shown('weight')}` is {weight.type}", c.at("weight"), notes=c.made("weight")
+        )
     b, t = Var("b", Kind.INT), Var("t", Kind.INT)
     match weight.type.shape:
         case ():
@@ -143,7 +154,7 @@ def _weight(c: Call, chosen: Tensor) -> Tensor:
         case own if own != shape:
             tokens = ", ".join(map(str, shape[:2]))
             fail(
-                "E401", f"`weight` is a number, real[{tokens}] or real[{', '.join(map(str, shape))}] as the choices are; "
+                "E401", f"`weight` is a number, real[{tokens}] or for each choice real[{', '.join(map(str, shape))}]; "
                 f"`{c.shown('weight')}` is {weight.type}", c.at("weight"), notes=c.made("chosen", "weight"),
             )  # fmt: skip
     return weight

@@ -116,7 +116,7 @@ class FileScope(Scope):
         super().__init__(parent)
         self.session, self.define, self.folder, self.depth = session, define, folder, depth
         self.items: dict[str, ast.Item] = {}
-        self.choices: dict[str, tuple[Meaning, ...]] = {}  # what a `let` that is a `choice` offers, once it is evaluated
+        self.choices: dict[str, tuple[Meaning, ...]] = {}  # what a `choice` offers, once evaluated
         self.making: list[str] = []
 
     def add(self, module: ast.Module) -> None:

@@ -3,7 +3,7 @@
 Off unless asked for: `tfc check` and the compiler keep nothing of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +34,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """One run of a block's body: its place, and the names bound in it, inputs first."""
+    """One run of a block's body: its place, and its inputs and the lengths in their types, by name."""
 
     place: Place
-    scope: "Scope"
+    inputs: Mapping[str, Meaning]
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Seen:
         """A body is about to run, its inputs bound."""
         known = self.entered.setdefault((block.span.source.name, block.span.start), [])
         if len(known) < 100:
-            known.append(Entered(place, scope))
+            known.append(Entered(place, dict(scope.names)))
 
 
 def _keep(known: dict[str, Meaning], value: Meaning) -> None:

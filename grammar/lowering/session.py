@@ -1,6 +1,6 @@
 """What a run of lowering knows and counts: complaints, captured tensors, limits, defaults; the frame of a body."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -8,10 +8,10 @@ from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.formula.expr import Expr, FormulaError
 from tfc.grammar import ast
 from tfc.grammar.lowering.assemble import Builder
-from tfc.grammar.lowering.values import Change, Failed, Meaning, Place, Tensor
+from tfc.grammar.lowering.values import Change, Enough, Failed, Meaning, Place, Tensor
 from tfc.ir.ops import Op
 from tfc.ir.program import Precision
-from tfc.ir.types import IRError, Size
+from tfc.ir.types import Dim, IRError, Size
 from tfc.source import Source, Span
 
 if TYPE_CHECKING:
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library", "refuse"]
 
 LIMITS: Mapping[str, int] = {
-    "operations": 20_000,  # equations of the whole program, repeat bodies once
-    "calls": 6_000,  # block calls inlined
+    "operations": 10_000,  # equations of the whole program, repeat bodies once
+    "calls": 3_000,  # block calls inlined
     "depth": 64,  # calls within calls
     "formula nodes": 2_000,
     "formula depth": 100,
     "turns": 100_000,  # of one `repeat` that stays a loop
+    "turns written out": 20_000,  # of all others
     "list": 10_000,
     "size": 256,  # named lengths in a symbolic size
     "table": 100_000,  # elements of a parameter computed from its formula
     "elements": 2**48,  # of one parameter
     "names": 100_000,  # of a checkpoint, loops written out
-    "complaints": 100,  # that are kept, as many warnings besides
+    "complaints": 50,  # that are kept, as many warnings besides
 }
 """What a spec may ask of the compiler; each has its diagnostic."""
 
@@ -77,6 +78,7 @@ class Session:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
     captures: list[Tensor] = field(default_factory=list)
+    lengths: dict[str, Dim] = field(default_factory=dict)  # what index equations read as numbers, by name
     spans: dict[int, tuple[Expr, Span]] = field(default_factory=dict)  # id of a formula node -> the node, its place
     defaults: list[tuple[ast.Block, tuple[Change, ...]]] = field(default_factory=list)
     numbered: list[Use] = field(default_factory=list)
@@ -92,16 +94,20 @@ class Session:
     def report(self, diagnostic: Diagnostic) -> None:
         """Keep a complaint; the same one at the same place only once, however often its block is called."""
         kept = self.diagnostics if diagnostic.severity == "error" else self.warnings
-        if len(kept) >= LIMITS["complaints"]:
+        if any((d.code, d.span, d.message) == (diagnostic.code, diagnostic.span, diagnostic.message) for d in kept):
             return
-        if all((d.code, d.span, d.message) != (diagnostic.code, diagnostic.span, diagnostic.message) for d in kept):
+        if len(kept) < LIMITS["complaints"]:
             kept.append(diagnostic)
+        elif kept is self.diagnostics:
+            raise Enough
 
     def count(self, what: str, span: Span) -> None:
         """One more of something that is limited."""
         self.counts[what] = self.counts.get(what, 0) + 1
         if self.counts[what] > LIMITS[what]:
-            fail("E502", f"more than {LIMITS[what]} {what}", span, help="is a block called far too often?")
+            help = "is a block called far too often?"
+            self.report(Diagnostic("E502", f"more than {LIMITS[what]} {what}", span, help=help))
+            raise Enough
 
     def slot(self, tensor: Tensor) -> int:
         """The number under which formulas read a tensor until an operation binds it."""
@@ -116,6 +122,16 @@ class Session:
         n = self.paths[path] = self.paths.get(path, 0) + 1
         return path if n == 1 else f"{path}_{n}"
 
+    def length(self, size: Dim, taken: Container[str]) -> str:
+        """The name under which index equations read a length as a number; `taken` are names of indices."""
+        for name, known in self.lengths.items():
+            if known == size and name not in taken:
+                return name
+        plain = str(size) if len(size.terms) == 1 and str(size).isidentifier() else ""
+        name = plain if plain and plain not in taken and plain not in self.lengths else f"size_{len(self.lengths) + 1}"
+        self.lengths[name] = size
+        return name
+
     def place_of(self, node: Expr, span: Span) -> None:
         """Remember where a formula node was written; the node is kept alive, so its id stays its own."""
         self.spans[id(node)] = (node, span)
@@ -127,7 +143,7 @@ class Frame:
 
     formula: operators build formulas, not operations.   allowed: implicit variables that may be read here.
     bound: implicit variables bound by name (`softcap(30, s = logits)`).   indices: those of an index equation.
-    ranges: how far they go, where that is written; reducers add theirs.
+    ranges: how far each of them goes, None where that is not written; reducers add theirs.
     site: the call in the user's own text, while the text of the library runs.
     """
 
@@ -141,7 +157,7 @@ class Frame:
     allowed: frozenset[str] = frozenset()
     bound: Mapping[str, Meaning] = field(default_factory=dict)
     indices: Mapping[str, Expr] = field(default_factory=dict)
-    ranges: dict[str, tuple[Size, Span]] | None = None
+    ranges: dict[str, tuple[Size, Span] | None] | None = None
     site: Span | None = None
     inside: tuple[Change, ...] = ()  # changes to segments within this body
     seen_inside: set[str] = field(default_factory=set)
@@ -171,6 +187,14 @@ class Frame:
         if n > 1 and not is_library(callee.span.source):
             self.session.numbered.append(self.uses[name])
         return place
+
+    def enter(self, decl: ast.Role | ast.Block, span: Span) -> tuple[ast.Role | ast.Block, ...]:
+        """The calls that are open, one more among them; too many are a call of itself without an end."""
+        if len(self.active) >= LIMITS["depth"]:
+            names = list(dict.fromkeys(d.name for d in self.active[-4:]))
+            help = f"does `{names[0]}` call itself?" if len(names) == 1 else f"{' -> '.join(names)} -> .."
+            fail("E504", f"calls within calls, more than {LIMITS['depth']} levels deep", self.at(span), help=help)
+        return (*self.active, decl)
 
     def blame(self, node: ast.Expr) -> Span:
         """The place where a value was chosen: for a name, where it was given; else the expression itself."""

@@ -1,8 +1,8 @@
-"""Bodies with weights of their own for every turn -> one operation each; where several places run one, its weights exist once.
+"""Bodies with weights of their own in every turn -> operations; where several places run one, its weights exist once.
 
 The parameters of a `repeat` or a `route` belong to its body, stacked over the turns. Of a loop in a component that a
-body declares and then runs in several places, or within a loop of its own, they are made beside the declaration instead,
-as stacks that every such operation takes, and of which its body reads the turn's own part.
+body declares and then runs in several places, or within a loop of its own, they are made beside the declaration
+instead, as stacks that every such operation takes, and of which its body reads the turn's own part.
 """
 
 from collections.abc import Iterator

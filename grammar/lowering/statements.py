@@ -105,10 +105,10 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
     """One statement of a body other than `return`."""
     match item:
         case ast.Equation(target=target, indices=None):
-            made = len(frame.builder.eqns)
+            before = len(frame.builder.eqns)
             value = evaluate(item.value, frame)
             if isinstance(value, Tensor):
-                if len(frame.builder.eqns) > made:  # else it is what it was: `x = rounded(x, none)`
+                if len(frame.builder.eqns) > before:  # else it is what it was: `x = rounded(x, none)`
                     frame.builder.rename(value, target)
                 if not is_library(item.span.source):
                     value = replace_span(value, item.span)

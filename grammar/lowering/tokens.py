@@ -1,4 +1,4 @@
-"""`tag`, `top`, `pick`, `append`, `part`, `cut`: fields set, tokens and channels chosen, what tokens carry brought along."""
+"""`tag`, `top`, `pick`, `append`, `part`, `cut`: tokens and channels chosen, with what tokens carry."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +41,12 @@ def tag(c: Call) -> Meaning:
 def top(c: Call) -> Meaning:
     x, n = c.tensor("x"), c.size("n", "how many are chosen")
     if not x.type.rank or x.type.dtype is DType.BOOL:
-        fail("E301", f"`top` takes numbers along the last axis; `{c.shown('x')}` is {x.type}", c.at("x"), notes=c.made("x"))
+        fail(
+            "E301",
+            f"`top` takes numbers along the last axis; `{c.shown('x')}` is {x.type}",
+            c.at("x"),
+            notes=c.made("x"),
+        )
     if _outside(n, x.type.last):
         fail("E402", f"the {n} largest of {x.type.last}", c.blame("n"), notes=c.made("x"))
     return c.emit(Top(count=n), (x,), x.fields if x.type.rank > 2 else {})
@@ -86,7 +91,11 @@ def append(c: Call) -> Meaning:
     for i, part in enumerate(parts):
         a, b = head.type, part.type
         if b.rank < 2:
-            fail("E401", f"`append` takes tokens, [batch, time, ..]; `{c.rest[i].span.text}` is {b}", c.frame.at(c.rest[i].span))
+            fail(
+                "E401",
+                f"`append` takes tokens, [batch, time, ..]; `{c.rest[i].span.text}` is {b}",
+                c.frame.at(c.rest[i].span),
+            )
         if (a.shape[:1], a.shape[2:], a.dtype) != (b.shape[:1], b.shape[2:], b.dtype):
             _unlike(parts, i, f"`append` puts {b} after {a}: they differ in more than the number of tokens", c)
     fields: dict[str, Tensor] = {}

@@ -1,6 +1,7 @@
 """The body of a `route` -> nothing, or the first operation in which one token looks at another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from enum import Enum
 
 from tfc.formula.expr import Expr, Kind, Read, Reduce, Var, children
 from tfc.ir.formats import Format
@@ -21,50 +22,70 @@ from tfc.ir.ops import (
     Top,
 )
 from tfc.ir.program import Eqn, Program, Value
-from tfc.ir.types import TensorType
+from tfc.ir.types import Size, TensorType
 
 __all__ = ["mixes_tokens"]
+
+Sizes = tuple[Size, ...]
+
+
+class Of(Enum):
+    """What a value is made of: of each token by itself, with the tokens' two axes first; of no token; of no token,
+    but with their axes and the same all along them, so that it may stand for either."""
+
+    TOKENS = "tokens"
+    NONE = "none"
+    SAME = "same"
 
 
 def mixes_tokens(body: Program) -> Eqn | str | None:
     """The first equation of the body by which a token's result depends on another token, or on where it stands.
 
-    The body's second input is the tokens [B, T, ...]. A value is either of tokens, with their two axes first and each
-    token's part made of that token's alone, or free of them. None: the result is of tokens. A text: it is free.
+    The body's second input is the tokens [B, T, ...]. None: every token's result is made of that token alone. A text:
+    the result is made of no token.
     """
-    found = _run(body, (False, True, *[False] * (len(body.inputs) - 2)))
+    tokens = body.inputs[1].value.type.shape[:2]
+    found = _run(body, (Of.NONE, Of.TOKENS, *[Of.NONE] * (len(body.inputs) - 2)), tokens)
     if isinstance(found, Eqn):
         return found
-    return None if found == (True,) else "its result is not made of the tokens that it is given"
+    return None if found == (Of.TOKENS,) else "its result is not made of the tokens that it is given"
 
 
-def _run(body: Program, of: Sequence[bool]) -> tuple[bool, ...] | Eqn:
-    """Whether each result is of tokens, given which inputs are; or the equation that mixes them."""
-    known: dict[Value, bool] = {i.value: o for i, o in zip(body.inputs, of, strict=True)}
-    known.update({p.value: False for p in body.params})
+def _run(body: Program, of: Sequence[Of], tokens: Sizes) -> tuple[Of, ...] | Eqn:
+    """What each result is made of, given the inputs; or the equation that mixes tokens."""
+    known: dict[Value, Of] = {i.value: o for i, o in zip(body.inputs, of, strict=True)}
+    known.update({p.value: Of.NONE for p in body.params})
     for eqn in body.eqns:
-        given = [known[a] for a in eqn.args]
-        made = [False] * len(eqn.outs) if not any(given) else _made(eqn, known)
+        made = _made(eqn, [known[a] for a in eqn.args], tokens)
         if made is None:
             return eqn
         known.update(zip(eqn.outs, made, strict=True))
     return tuple(known[v] for v in body.results)
 
 
-def _made(eqn: Eqn, known: Mapping[Value, bool]) -> list[bool] | None:
-    """Whether the results are of tokens, some operand being so; None where tokens mix."""
-    of = [known[a] for a in eqn.args]
-    types = [a.type for a in eqn.args]
-    if isinstance(eqn.op, Repeat):
-        starts = of[: eqn.op.carries]
-        ends = _run(eqn.op.body, (False, *of))
-        return None if isinstance(ends, Eqn) or list(ends) != starts else list(ends)
-    return [True] if _keeps(eqn.op, of, types, eqn.outs[0].type) else None
+def _made(eqn: Eqn, of: Sequence[Of], tokens: Sizes) -> list[Of] | None:
+    """What the results are made of; None where tokens mix."""
+    types, out = [a.type for a in eqn.args], eqn.outs[0].type
+    if Of.TOKENS in of and isinstance(eqn.op, Repeat):
+        starts = list(of[: eqn.op.carries])
+        ends = _run(eqn.op.body, (Of.NONE, *of), tokens)
+        reports = [Of.NONE] * (len(eqn.outs) - len(starts))
+        return None if isinstance(ends, Eqn) or list(ends) != starts else [*starts, *reports]
+    if Of.TOKENS in of:  # what is the same for all may be of tokens, or of none
+        either = any(
+            _keeps(eqn.op, [o is Of.TOKENS or (s and o is Of.SAME) for o in of], types, out) for s in (True, False)
+        )
+        return [Of.TOKENS] if either else None
+    if Of.SAME in of and len(eqn.outs) == 1 and _keeps(eqn.op, [o is Of.SAME for o in of], types, out):
+        return [Of.SAME]
+    if isinstance(eqn.op, Index) and out.shape[:2] == tokens and _keeps(eqn.op, [False for _ in of], types, out):
+        return [Of.SAME]
+    return [Of.NONE] * len(eqn.outs)
 
 
 def _keeps(op: Op, of: Sequence[bool], types: Sequence[TensorType], out: TensorType) -> bool:
-    """Whether each token's result comes of that token alone."""
-    first = types[0]
+    """Whether each token's result comes of that token alone, `of` saying which operands are of tokens."""
+    first = types[0] if types else out
     match op:
         case Elementwise():
             return all(

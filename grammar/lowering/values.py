@@ -22,6 +22,7 @@ __all__ = [
     "Builtin",
     "Change",
     "Component",
+    "Enough",
     "Failed",
     "Formula",
     "Given",
@@ -45,6 +46,10 @@ class Failed(Exception):
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic)
         self.diagnostic = diagnostic
+
+
+class Enough(Exception):
+    """A limit of the whole run is passed, and that has been said: nothing more is worth looking at."""
 
 
 class Poisoned(Exception):
@@ -219,7 +224,8 @@ def is_number(value: object) -> bool:
 
 def is_static(value: object) -> bool:
     """Known while compiling, and comparable."""
-    return isinstance(value, bool | int | float | str | DType | Nothing | Builtin | Component | Init | tuple | Dim | Kept | FormatKind | Fit)
+    words = DType | Nothing | Builtin | Component | Init | Kept | FormatKind | Fit
+    return isinstance(value, bool | int | float | str | tuple | Dim | words)
 
 
 def describe(value: object) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.grammar.syntax.letters import called, plain
 from tfc.grammar.syntax.words import short
 from tfc.source import Source, Span
 
@@ -16,6 +17,8 @@ __all__ = ["IN_BODIES", "MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token",
 
 MAX_BYTES = 256 * 1024
 """Sources above this are refused before parsing: a megabyte takes seconds."""
+MAX_TOKENS = 40_000
+"""Words and signs: what takes half a second to parse."""
 MAX_DEPTH = 200
 """Brackets within brackets."""
 MAX_FAULTS = 10
@@ -26,7 +29,8 @@ IN_BODIES = ("return", "repeat", "report")
 
 # Characters that show nothing or reorder what is shown; tab and line ends are the only controls a text needs.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _NAMED_HIDDEN = {"\x00": "a NUL byte", "\ufeff": "a byte order mark"}
 
@@ -62,7 +66,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """tokens, comments as (offset, text), the faults found, and where items begin (offsets, in order)."""
+    """tokens, comments as (offset, text), the faults found, and where items begin (offsets, in order).
+
+    too_deep: not to be parsed, for its depth or its length.
+    """
 
     source: Source
     tokens: tuple[Token, ...]
@@ -117,6 +124,12 @@ def scan(source: Source) -> Scan:
     faulty = (token for token in tokens if token.kind in _FAULTY)
     faults = [_FAULTY[token.kind](source, token) for token in islice(faulty, MAX_FAULTS)]
     brackets = _match(source, tokens, by_layout=False)
+    if len(tokens) > MAX_TOKENS and not brackets.too_deep:
+        beyond = tokens[MAX_TOKENS]
+        message = f"the text has {len(tokens):_} words and signs; {MAX_TOKENS:_} is the limit"
+        help = "split it into files and import them"
+        fault = Diagnostic(code="E003", message=message, span=Span(source, beyond.start, beyond.end), help=help)
+        return Scan(source, (), (), (fault,), (), too_deep=True)
     if brackets.faults:  # the layout shows which of two brackets is the lonely one, where brackets alone do not
         by_layout = _match(source, tokens, by_layout=True)
         brackets = by_layout if by_layout.faults else brackets
@@ -251,11 +264,14 @@ def _stray(source: Source, token: Token) -> Diagnostic:
         return _replace(source, token, "E103", message, new, f"write `{new.strip()}`" if new.strip() else "use a space")
     span = Span(source, token.start, token.end)
     if len(token.text) > 1 or token.text.isidentifier():
+        foreign = next(c for c in token.text if not c.isascii())
+        message = f"`{short(token.text)}` is no name of the language: `{foreign}` is {called(foreign)}"
+        if new := plain(token.text):
+            return _replace(source, token, "E103", message, new, f"write `{short(new)}`")
         help = "names are made of a to z, A to Z, digits and `_`; other letters stand in strings and comments"
-        return Diagnostic(
-            code="E103", message=f"`{short(token.text)}` is no name of the language", span=span, help=help
-        )
-    message = f"`{token.text}` is no character of the language"
+        return Diagnostic(code="E103", message=message, span=span, help=help)
+    what = "" if token.text.isascii() else f", {called(token.text)},"
+    message = f"`{token.text}`{what} is no character of the language"
     return Diagnostic(code="E103", message=message, span=span, help="other characters stand in strings and comments")
 
 

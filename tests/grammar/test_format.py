@@ -133,7 +133,11 @@ STATEMENTS = st.one_of(
     ANYWHERE,
     node(ast.Equation, doc=DOCS, target=NAMES, indices=st.none() | tuples(INDICES, 1), value=VALUES),
     node(
-        ast.Equation, doc=DOCS, target=NAMES, indices=tuples(INDICES).map(lambda rest: (ALL_BEFORE, *rest)), value=VALUES
+        ast.Equation,
+        doc=DOCS,
+        target=NAMES,
+        indices=tuples(INDICES).map(lambda rest: (ALL_BEFORE, *rest)),
+        value=VALUES,
     ),
     node(ast.Return, doc=DOCS, value=EXPRS),
     node(ast.Report, doc=DOCS, name=NAMES, value=VALUES),

@@ -78,6 +78,7 @@ WORDS = (
 )  # fmt: skip
 SIGNS = tuple("+-*/%^=<>@.,:;(){}[]&|!~$'\"#\\") + ("==", "<=", "**", "//", "..", "and", "or", "not", "->", "≤", "−")
 KEYWORDS = ("let", "param", "repeat", "return", "report", "import", "names", "default", "as", "tfm 1", "block", "model")
+BEFORE_VALUES = tuple("=([,+-*/%^<>") + ("==", "!=", "<=", ">=", "//", "and", "or", "not", "return", "repeat")
 NOISE = "aZ_09 \n\t\r.,\"#{}()[]=+é×а\x00\u202e\u200b\ufeff🙂\u0301ßK²٣"
 
 
@@ -114,22 +115,27 @@ def replace(text: str, draw: random.Random) -> str:
     return _replaced(text, draw.choice(_tokens(text)), draw.choice((draw.choice(WORDS), draw.choice(SIGNS + KEYWORDS))))
 
 
-def alike(text: str, draw: random.Random) -> str:
-    """A token by another of its sort, from the same text or another: what mostly still parses."""
+def _operands(text: str) -> list[Token]:
+    """The names, numbers and strings that stand where a value does."""
     tokens = _tokens(text)
-    wanted = draw.choice((("name",), ("name", "number"), ("number", "string"), ("operator",), ("bracket", "operator")))
-    token = draw.choice([t for t in tokens if t.kind in wanted and t.text != "="] or tokens)
-    others = [t.text for t in (*tokens, *_tokens(base(draw))) if _sort(t) == _sort(token)]
-    return _replaced(text, token, draw.choice(others))
+    around = zip(("", *(t.text for t in tokens)), tokens, (*(t.text for t in tokens[1:]), ""), strict=False)
+    return [
+        t for before, t, after in around
+        if t.kind in ("name", "number", "string") and t.text not in RESERVED and before in BEFORE_VALUES and after != "="
+    ]  # fmt: skip
 
 
-def _sort(token: Token) -> tuple[str, bool]:
-    return token.kind, token.text in RESERVED
+def alike(text: str, draw: random.Random) -> str:
+    """A value or a sign by another of its sort, from the same text or another: what mostly still parses."""
+    tokens = [t for t in _tokens(text) if t.kind == "operator" and t.text not in ("=", ".", ",")]
+    tokens = draw.choice((tokens, _operands(text), _operands(text))) or list(_tokens(text))
+    token = draw.choice(tokens)
+    others = [t.text for t in draw.choice((tokens, _operands(base(draw)))) if t.kind == token.kind]
+    return _replaced(text, token, draw.choice(others or [token.text]))
 
 
 def value(text: str, draw: random.Random) -> str:
-    """A name or a number by some value."""
-    tokens = [t for t in _tokens(text) if t.kind in ("name", "number") and t.text not in RESERVED]
+    tokens = _operands(text)
     return _replaced(text, draw.choice(tokens), draw.choice(WORDS)) if tokens else text
 
 

@@ -1,5 +1,6 @@
 """Trees to programs: golden programs, whose parameters are called what, sharing, loops, formulas in their slots."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,12 +145,6 @@ def test_moving_or_renaming_a_recipe_changes_no_path() -> None:
     one = paths(body("  return look(x)", "attention look { heads = 2 }"))
     two = paths(body("  return look(x)", "attention other { heads = 2 }\nattention look = other"))
     assert one == two
-
-
-def test_no_repeat_within_shared_weights() -> None:
-    items = "block deep(x) {\n  repeat 2 as inner { x = rms(x) }\n  return x\n}"
-    use = "  block one = deep\n  x = one(x)\n  return one(x)"
-    assert refused(f"{OPEN.format(items=items)}{use}\n}}\n") == {"E503"}
 
 
 # ---- loops
@@ -326,6 +321,84 @@ def test_recognised_forms(equation: str, op: type) -> None:
 def test_an_index_read_nowhere_goes_over_the_length_of_its_letter() -> None:
     (made,) = ops(body("  at[t, b] = t + b\n  return at"), Index)
     assert [(n, str(size)) for n, size in made.axes] == [("t", "T"), ("b", "B")]
+
+
+@pytest.mark.parametrize(
+    ("equation", "axes", "reduced"),
+    [
+        ("y[b, t: T // 2, c] = x[b, 2 * t, c]", "b: B, t: T // 2, c: 8", ""),
+        ("y[b, t: -(-T // 2), c] = x[b, 2 * t, c]", "b: B, t: (T + 1) // 2, c: 8", ""),
+        ("y[b, t: length(x) % 4 + 1, c] = x[b, 2 * t, c]", "b: B, t: T % 4 + 1, c: 8", ""),
+        ("y[.., c: size(x) // 3] = x[.., c + 1]", "i: B, j: T, c: 2", ""),
+        ("y[.., c: 4] = x[.., c + 1] + sum[i: 2](1.0)", "j: B, l: T, c: 4", "i: 2"),
+        ("y[b, t: T, c: 8] = x[b, t, c]", "b: B, t: T, c: 8", ""),
+        ("y[b, t] = any[j: n](tokens[b, t - j] == 0)", "b: B, t: T", "j: 3"),
+        (
+            "y[b, t, c] = sum[i: 3](x[b, t + i, c]) + sum[i: 2, d](x[b, 2 * i, d])",
+            "b: B, t: T, c: 8",
+            "i: 3, i_2: 2, d: 8",
+        ),
+        ("y[a: 5, z: 2 * n] = a - z", "a: 5, z: 6", ""),
+    ],
+)
+def test_ranges_say_how_far_indices_go(equation: str, axes: str, reduced: str) -> None:
+    (made,) = ops(body(f"  let n = 3\n  {equation}\n  return y"), Index)
+    assert ", ".join(f"{name}: {size}" for name, size in made.axes) == axes
+    assert ", ".join(f"{name}: {size}" for name, size in made.reduced) == reduced
+
+
+def test_reducers_may_use_one_name() -> None:
+    """Each has an index of its own, whose size is its own."""
+    program = body(
+        "  param w[4]\n  y[b] = sum[c, t](x[b, t, c]) + sum[c](w[c]) * sum[c, c_2](w[c] * w[c_2])\n  return y"
+    )
+    (made,) = ops(program, Index)
+    assert dict(made.reduced) == {"c": 8, "t": Dim.named("T"), "c_2": 4, "c_3": 4, "c_2_2": 4}
+    twice = "  y[b, t] = sum[c, c](x[b, t, c])\n  return y\n}\n"
+    nested = "  y[b, t] = sum[c](sum[c](x[b, t, c]))\n  return y\n}\n"
+    assert [refused(OPEN.format(items="") + text) for text in (twice, nested)] == [{"E309"}] * 2
+
+
+def test_what_a_range_agrees_with_is_recognised_all_the_same() -> None:
+    sums = body("  param w[8, 4]\n  y[b, t: T, o: 4] = sum[c: 8](x[b, t, c] * w[c, o])\n  return y")
+    assert type(sums.eqns[-1].op) is Linear
+    rows = body("  param w[8, 4]\n  y[.., c: 4] = w[tokens[..], c]\n  return y")
+    assert type(rows.eqns[-1].op) is Take
+
+
+def test_a_loop_carries_what_a_range_reads() -> None:
+    turns = "z[b, t: length(NAME)] = x[b, 2 * t, 0]   y = x + 1   x = x * 2"
+    text = f"  y = x\n  repeat 2 as i {{ {turns} }}\n  return x"
+    assert [loop(text.replace("NAME", name)).carries for name in ("x", "y")] == [1, 2]
+
+
+def test_a_range_is_of_the_body_around() -> None:
+    """In a formula used by an index equation, too; and the sizes of one equation are no others'."""
+    items = "let n = 4\nmask seen(w) = any[j: n](w[j] == q)"
+    text = "  let n = 3\n  y[b, t] = sum[i: n](x[b, t, 2 * i])\n  z[b, t] = sum[i: 2](x[b, t, 2 * i])\n  return y + z"
+    program = body(text)
+    assert [op.reduced for op in ops(program, Index)] == [(("i", 3),), (("i", 2),)]
+    source = f"{OPEN.format(items=items)}  param w[4]\n  return attention(x, heads = 1, mask = seen(w))\n}}\n"
+    assert refused(source) == {"E309"}
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("ceil(2.5)", 3), ("ceil(-2.5)", -2), ("ceil(3)", 3), ("floor(-0.5)", -1), ("min(ceil(7 / 2), 9)", 4),
+        ("round(2.5)", 2.0), ("round(3.5)", 4.0), ("normal_quantile(0.975)", 1.959963984540054),
+        ("normal_quantile(0)", -math.inf), ("normal_quantile(1)", math.inf), ("straight(2, 5)", 2), ("stop(7)", 7),
+    ],
+)  # fmt: skip
+def test_number_functions_while_compiling(value: str, number: float) -> None:
+    source = f"{OPEN.format(items=f'let made = {value}')}  return x\n}}\n"
+    made = lowered(source).lets["made"]
+    assert made == pytest.approx(number) and type(made) is type(number)
+
+
+def test_numbers_outside_a_domain() -> None:
+    for value in ("normal_quantile(1.5)", "log(-1)", "ceil(inf)"):
+        assert refused(f"{OPEN.format(items=f'let made = {value}')}  return x\n}}\n") == {"E501"}
 
 
 def test_fields_go_with_their_tokens() -> None:

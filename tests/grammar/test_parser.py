@@ -206,10 +206,14 @@ def test_ranges_of_indices() -> None:
         call = equation.value
         assert isinstance(call, ast.Call) and isinstance(call.callee, ast.Subscript)
         assert call.callee.span.text == shown
-        assert [type(i).__name__ for i in call.callee.indices] == (["Index", "Name"] if "sum" in shown else ["Name", "Index"])
+        assert [type(i).__name__ for i in call.callee.indices] == (
+            ["Index", "Name"] if "sum" in shown else ["Name", "Index"]
+        )
 
 
-@pytest.mark.parametrize("text", ["x[i: 3]", "x[i: 3].f", "f(x[i: 3], 2)", "x[1: 3](y)", "x[..: 3](y)", "x[i: 3: 2](y)"])
+@pytest.mark.parametrize(
+    "text", ["x[i: 3]", "x[i: 3].f", "f(x[i: 3], 2)", "x[1: 3](y)", "x[..: 3](y)", "x[i: 3: 2](y)"]
+)
 def test_ranges_stand_nowhere_else(text: str) -> None:
     module, found = parser.parse(Source("t", f"tfm 1 let a = {text}"))
     assert module is None and [d.code for d in found] == ["E110"]

@@ -1,4 +1,4 @@
-"""An editor in a few lines: it starts `tfc lsp`, speaks JSON-RPC over its pipes, and puts the cursor where `|` stands."""
+"""An editor in a few lines: it starts `tfc lsp`, speaks JSON-RPC over its pipes; the cursor is where `|` stands."""
 
 import json
 import queue
@@ -33,9 +33,11 @@ class Editor:
         self.published: queue.Queue[Any] = queue.Queue()
         self.shown: list[Any] = []
         self.number = 0
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         general = {"positionEncodings": encodings} if encodings else {}
-        self.facts = self.ask("initialize", {"processId": None, "rootUri": None, "capabilities": {"general": general}})
+        abilities = {"general": general, "textDocument": {"rename": {"prepareSupport": True}}}
+        self.facts = self.ask("initialize", {"processId": None, "rootUri": None, "capabilities": abilities})
         self.tell("initialized", {})
 
     def _listen(self) -> None:
@@ -82,6 +84,18 @@ class Editor:
         self.ask("shutdown", None)
         self.tell("exit", None)
         return self.process.wait(timeout=PATIENCE)
+
+    def kill(self) -> None:
+        """Leaves no process and no pipe behind."""
+        self.process.kill()
+        self.process.wait()
+        self.listener.join(timeout=PATIENCE)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
 
 
 class Document:
@@ -161,7 +175,9 @@ def editor() -> Iterator[Editor]:
     """One server for all tests that leave nothing behind in it."""
     started = Editor()
     yield started
-    assert started.close() == 0
+    code = started.close()
+    started.kill()
+    assert code == 0
 
 
 @pytest.fixture
@@ -176,11 +192,7 @@ def new_editor() -> Iterator[type[Editor]]:
 
     yield Kept
     for one in started:
-        one.process.kill()
-        one.process.wait()
-        for stream in (one.process.stdin, one.process.stdout):
-            assert stream is not None
-            stream.close()
+        one.kill()
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ FAST: Mapping[str, Callable[..., Any]] = {
 
 
 FAR = 1 << 28
-"""No token is farther from the first. What a line is computed from lies between its values there, if these are known."""
+"""No token is farther from the first. What a line is computed from lies between its values there, if those are known.
+"""
 
 
 class Column:
@@ -145,8 +146,9 @@ class Tokens:
             return self.line(expr)
         if self.count and self._columnar(expr):
             return _Listed(self._list(expr), True)
-        if isinstance(expr, Load) and not expr.indices and _float32(row := self.loads[expr.slot]):
-            return _Listed(row, False)
+        match expr:
+            case Load(slot, _, Kind.REAL, ()) if _float32(self.loads[slot]):
+                return _Listed(self.loads[slot], False)
         at = self._at(expr)
         return _Loose([at(i) for i in range(self.count)])
 

@@ -17,6 +17,7 @@ token are independent to a rule: `fields.py` therefore takes everything that one
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from tfc.formula.arithmetic import (
@@ -304,8 +305,7 @@ def compiled(
     a node without a meaning here.
     """
     if expr in leaves:
-        place = leaves[expr]
-        return lambda env: env[place]
+        return itemgetter(leaves[expr])
     match expr:
         case Const(value):
             known = point(ns, value, kind_of(expr))

@@ -1,7 +1,7 @@
 """A mask turned into `and`, `or` and simple conditions, each with as few tokens as it can have.
 
 Negations are moved to the conditions, comparisons of `abs`, `min` and `max` are taken apart, and what depends on one
-token alone, or on `q - k` alone, becomes one condition of each chain of `and` or `or`.
+token alone, or on `q - k` alone, is one condition of a chain of `and` or `or`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tfc.formula.expr import Apply, Const, Expr, Kind, Reduce, Var, kind_of, sid
 from tfc.formula.fields import normalized, of_the_pair
 from tfc.formula.interval import compiled
 
-__all__ = ["OPPOSITE", "chain", "conditions", "side_of", "specialized"]
+__all__ = ["OPPOSITE", "chain", "conditions", "grouped", "side_of", "specialized"]
 
 OPPOSITE: Mapping[str, str] = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
 DUAL: Mapping[str, str] = {"and": "or", "or": "and"}
@@ -40,7 +40,7 @@ def conditions(mask: Expr, negative: bool = False) -> Expr:
         case Apply("and" | "or" as fn, args):
             fn = DUAL[fn] if negative else fn
             parts = [part for a in args for part in chain(conditions(a, negative), fn)]
-            return _grouped(fn, parts)
+            return _joined(fn, parts)
         case Apply(fn, (x, y)) if fn in OPPOSITE:
             whole = kind_of(x) is kind_of(y) is Kind.INT
             if negative and (whole or fn in ("eq", "ne")):
@@ -93,20 +93,24 @@ def side_of(expr: Expr) -> str:
     return "difference" if depends_on_difference_only(expr) else "both"
 
 
-def _grouped(fn: str, parts: list[Expr]) -> Expr:
-    """The chain, with one part for each token and one for the difference; an absorbing literal decides it."""
+def grouped(mask: Expr, fn: str) -> tuple[Expr, ...]:
+    """`chain`, with what the query decides, the key, and their difference as one operand each, in front."""
     groups: dict[str, Expr] = {}
     others: list[Expr] = []
-    for part in dict.fromkeys(parts):
-        if isinstance(part, Const):
-            if part.value is (fn == "or"):
-                return part
-            continue
+    for part in chain(mask, fn):
         if (side := side_of(part)) == "both":
             others.append(part)
         else:
             groups[side] = Apply(fn, (groups[side], part)) if side in groups else part
-    first, *rest = [*groups.values(), *others] or [Const(fn == "and")]
+    return (*groups.values(), *others)
+
+
+def _joined(fn: str, parts: list[Expr]) -> Expr:
+    """The chain of them, each once; a literal is left out, or decides it."""
+    kept = [part for part in dict.fromkeys(parts) if not isinstance(part, Const)]
+    if len(kept) < len(parts) and Const(fn == "or") in parts:
+        return Const(fn == "or")
+    first, *rest = kept or [Const(fn == "and")]
     for part in rest:
         first = Apply(fn, (first, part))
     return first

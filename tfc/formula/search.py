@@ -18,7 +18,7 @@ from tfc.formula.derive import depends_on_difference_only
 from tfc.formula.expr import Apply, Expr, Kind, Side, kind_of, sides
 from tfc.formula.fields import FLIPPED, split_fields
 from tfc.formula.interval import compiled, refined
-from tfc.formula.logic import OPPOSITE, chain, side_of
+from tfc.formula.logic import OPPOSITE, grouped, side_of
 from tfc.formula.runs import EMPTY, FULL, OPEN, PARTIAL, Runs, both, cut, either, of_tiles, put, turned
 
 __all__ = ["Condition", "Grid", "Look", "condition"]
@@ -426,7 +426,7 @@ def condition(grid: Grid, mask: Expr) -> Condition:
             return Difference(grid, mask)
     match mask:
         case Apply("and" | "or" as fn, _):
-            parts = chain(mask, fn)
+            parts = grouped(mask, fn)
             alike = "eq" if fn == "and" else "ne"
             pairs = [pair for part in parts if (pair := _equality(grid, part, alike)) is not None]
             others = [condition(grid, part) for part in parts if _equality(grid, part, alike) is None]

@@ -7,7 +7,7 @@ from typing import ClassVar
 from tfc.ir.op import Op
 from tfc.ir.types import IRError, TensorType
 
-__all__ = ["FITTERS", "FORMATS", "WORDS", "Fit", "Fitter", "Format", "FormatKind", "Rounded"]
+__all__ = ["FITTERS", "FORMATS", "Fit", "Fitter", "Format", "FormatKind", "Rounded"]
 
 Setting = bool | int | float | str
 
@@ -54,16 +54,6 @@ CHOICES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("mx", "variant"): ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "int8"),
 }
 """Format and setting -> the words that it may be."""
-
-_PER = ("column", "row", "tensor")
-WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("int8", "per"): _PER,
-    ("int4", "per"): _PER,
-    ("fp8", "per"): _PER,
-    ("fp8", "variant"): ("e4m3", "e5m2"),
-    ("mx", "variant"): ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "int8"),
-}
-"""What a setting that is a text may say: (format, setting) -> its words. Where `group` is above 0, it wins over `per`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ _PLACES: Mapping[str, tuple[Place, ...]] = {
 
 
 def variables(op: Op, place: Place) -> Mapping[str, Kind]:
-    """The names that a formula at `place` of `op` may use. An index equation's are its indices."""
+    """The names that a formula at `place` of `op` may use. An index equation's are its indices and lengths."""
     if isinstance(op, Index):
-        return {axis: Kind.INT for axis, _ in (*op.axes, *op.reduced)}
+        return {axis: Kind.INT for axis, _ in (*op.axes, *op.reduced, *op.lengths)}
     if isinstance(op, FeedForward) and not op.gated:
         return {"u": Kind.REAL}
     return place.variables

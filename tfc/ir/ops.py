@@ -18,6 +18,7 @@ from tfc.formula.expr import (
     Var,
     kind_of,
     slots,
+    substitute,
     walk,
 )
 from tfc.formula.ranges import ranges
@@ -152,16 +153,18 @@ class Index(Op):
 
     axes: name and size of each axis of the result, outermost first. reduced: the same for the indices that
     `Reduce` nodes run over. expr: over `Var(index, INT)` and `Read(slot, indices)`, slots being the operands.
+    lengths: names of sizes that `expr` reads as numbers, gone when a call binds them.
     A read outside an operand's bounds is clamped to them.
     """
 
     name: ClassVar[str] = "index"
     axes: tuple[tuple[str, Size], ...]
     reduced: tuple[tuple[str, Size], ...] = ()
+    lengths: tuple[tuple[str, Size], ...] = ()
     expr: Expr
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
-        known = {name for name, _ in (*self.axes, *self.reduced)}
+        known = {name for name, _ in (*self.axes, *self.reduced, *self.lengths)}
         for node in walk(self.expr):
             match node:
                 case Var(name, _):
@@ -183,10 +186,14 @@ class Index(Op):
         return (TensorType(tuple(n for _, n in self.axes), dtype),)
 
     def bind(self, lengths: Mapping[str, int]) -> "Index":
+        read = [(a, bind(n, lengths)) for a, n in self.lengths]
+        numbers: dict[Expr, Expr] = {Var(a, Kind.INT): Const(n) for a, n in read if isinstance(n, int)}
         return replace(
             self,
             axes=tuple((a, bind(n, lengths)) for a, n in self.axes),
             reduced=tuple((a, bind(n, lengths)) for a, n in self.reduced),
+            lengths=tuple((a, n) for a, n in read if not isinstance(n, int)),
+            expr=substitute(self.expr, numbers) if numbers else self.expr,
         )
 
 

@@ -397,7 +397,8 @@ def _attribute(at: Cursor, cls: type[Op], name: str, given: Mapping[str, Any]) -
     if annotation is not Expr:
         return read(at)
     if cls is Index and "axes" in given:
-        return at.formula(variables(Index(axes=given["axes"], reduced=given.get("reduced", ()), expr=Expr()), _INDEX))
+        named = {key: given.get(key, ()) for key in ("axes", "reduced", "lengths")}
+        return at.formula(variables(Index(**named, expr=Expr()), _INDEX))
     (place,) = (p for p in formulas(cls) if p.attribute == name)
     return at.formula(place.variables)
 

@@ -56,7 +56,7 @@ REDUCTIONS = frozenset(["sum", "mean", "max", "min", "any", "all"])
 
 ARITY = {
     "constant": (0, 0), "reduction": (1, 1), "take": (2, 2), "linear": (2, 3), "reshape": (1, 1), "slice": (1, 1),
-    "concat": (1, None), "cast": (1, 1), "rotate": (1, 2), "scores": (2, 2), "score": (1, None), "masked": (1, None),
+    "concat": (1, None), "cast": (1, 1), "rotate": (1, None), "scores": (2, 2), "score": (1, None), "masked": (1, None),
     "weigh": (1, None), "mix": (2, 2), "attention": (3, None), "ffn": (3, 7), "index": (0, None), "repeat": (0, None),
     "recurrence": (3, 5), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
     "function": (0, None),
@@ -126,7 +126,7 @@ def _program(program: Program, lengths: Lengths) -> None:
                 bound(out)
         except IRError as e:
             raise IRError(f"{e}\n{_around(program, at)}") from None
-    if not program.results:
+    if not (program.results or program.reports):
         raise IRError(f"{program.name} has no results")
     for result in program.results:
         try:
@@ -324,7 +324,7 @@ def _formula(op: Op, place: Place, formula: Expr) -> None:
 
 def _index(op: Index) -> None:
     """Indices are distinct words, and each reduced one is used inside one `Reduce` over it, and only there."""
-    names = [name for name, _ in (*op.axes, *op.reduced)]
+    names = [name for name, _ in (*op.axes, *op.reduced, *op.lengths)]
     for name in names:
         if not (NAME.match(name) is not None and name not in WORDS):
             raise IRError(f"index: `{name}` is no name for an index")
@@ -337,6 +337,9 @@ def _index(op: Index) -> None:
     loose = sorted(set(_free(op.expr)) & reduced)
     if loose:
         raise IRError(f"index: {loose} is used outside its reduction")
+    numbers = [name for name, size in op.lengths if isinstance(size, int)]
+    if numbers:
+        raise IRError(f"index: {numbers} is a number, no length that only a call tells")
 
 
 def _free(expr: Expr, inside: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tfc.grammar.parser import parse
 from tfc.ir.types import DType
 from tfc.lsp.analysis import Analysis
 from tfc.lsp.describing import code, core_markdown, item_markdown, shown, signature
-from tfc.lsp.hover import symbol_markdown
+from tfc.lsp.hover import given, symbol_markdown
 from tfc.lsp.library import IMPLICIT_WORDS, KEYWORDS, ROW_WORDS, core_words, entry
 from tfc.lsp.lookup import Declared, descend, owner_of, plain, segment_nodes
 from tfc.lsp.symbols import Symbol, children
@@ -284,9 +284,11 @@ class _Context:
         given = {a.name for a in call.arguments}
         positional = sum(a.name is None for a in call.arguments) - 1
         taken = given | {i.name for i in owner.item.inputs[:positional]}
-        yield from self._inputs(owner, taken, "0")
+        yield from self._inputs(owner, taken, "0", in_call=True)
 
-    def _inputs(self, owner: Declared, taken: set[str | None], group: str) -> Iterator[types.CompletionItem]:
+    def _inputs(
+        self, owner: Declared, taken: set[str | None], group: str, *, in_call: bool = False
+    ) -> Iterator[types.CompletionItem]:
         """Inputs with their defaults; the first, which calls give, last."""
         for i, wanted in enumerate(owner.item.inputs):
             if wanted.name in taken:
@@ -294,8 +296,9 @@ class _Context:
             default = " ".join(wanted.default.span.text.split()) if wanted.default is not None else ""
             told = f"= {default}" if default else "needed"
             at = 999 if i == 0 and wanted.default is None else i
-            made = _item(wanted.name, _Kind.Property, told, f"{group}{at:03}", _about(wanted, owner))
-            made.insert_text = f"{wanted.name} = "
+            label = wanted.name + (" =" if in_call else "")  # beside a value of the same name
+            made = _item(label, _Kind.Property, told, f"{group}{at:03}", _about(wanted, owner))
+            made.insert_text, made.filter_text = f"{wanted.name} = ", wanted.name
             yield made
 
     # ---- attributes
@@ -343,7 +346,7 @@ class _Context:
             if symbol is not None and isinstance(symbol.item, ast.Import) and symbol.kind == "file":
                 other = self.document.imported(symbol.item)
                 if other is not None:
-                    yield from _listed(other, other.table.top.names.values(), "0")
+                    yield from _listed(other, other.table.top.names.values(), "0", 0)
                 return
         for found in self._meanings(value):
             match found:
@@ -392,7 +395,7 @@ class _Context:
 
     def _symbols(self, fits: Callable[[Symbol], bool], group: str) -> Iterator[types.CompletionItem]:
         visible = [s for s in self.document.table.visible(self.offset) if fits(s) and s.name != HOLE]
-        yield from _listed(self.document, visible, group)
+        yield from _listed(self.document, visible, group, self.offset)
 
 
 _STATEMENTS = frozenset(["repeat", "return", "report"])
@@ -422,20 +425,23 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _listed(document: Analysis, symbols: Iterable[Symbol], group: str) -> Iterator[types.CompletionItem]:
+def _listed(document: Analysis, symbols: Iterable[Symbol], group: str, offset: int) -> Iterator[types.CompletionItem]:
     for symbol in symbols:
         kind = _KINDS.get(symbol.kind, _Kind.Variable)
-        detail = _detail(symbol, document)
+        detail = _detail(symbol, document, offset)
         yield _item(symbol.name, kind, detail, group, symbol_markdown(symbol, document))
 
 
-def _detail(symbol: Symbol, document: Analysis) -> str:
-    """One line: the type of a tensor, the value of a `let`, the kind of anything else."""
+def _detail(symbol: Symbol, document: Analysis, offset: int) -> str:
+    """One line: the type of a tensor as it is at a place, the value of a `let`, the kind of anything else."""
+    written = [w for w in symbol.writes if w.span.end <= offset]
+    for found in document.bound(written[-1], symbol.name).values() if written else ():
+        return shown(found)
     match symbol.item:
         case ast.Binding(value=value):
             return f"= {' '.join(value.span.text.split())}"
-        case ast.Equation():
-            for found in document.bound(symbol.writes[-1] if symbol.writes else symbol.item, symbol.name).values():
+        case ast.Parameter():
+            for found in given(symbol.item, document):
                 return shown(found)
         case ast.Declaration(kind=kind):
             return kind

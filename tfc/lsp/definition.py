@@ -19,7 +19,7 @@ from tfc.lsp.lookup import (
     path_segments,
     segment_span,
 )
-from tfc.lsp.symbols import Symbol
+from tfc.lsp.symbols import Keyword, Symbol
 from tfc.lsp.text import Text, uri_of
 from tfc.source import Span
 
@@ -55,6 +55,8 @@ def _declared_at(document: Analysis, offset: int) -> list[Span]:
         for segment_name in keyword.path[: keyword.number]:
             owner = descend(owner, segment_name, document) if owner is not None else None
         found = inside(owner, keyword.name) if owner is not None else None
+        if found is None and _is_tag(keyword):
+            return [keyword.span]  # a field is declared where it is set
         return [found.span] if found is not None else []
     member = document.table.member(offset)
     if member is not None:
@@ -82,15 +84,13 @@ def _symbol_span(symbol: Symbol, document: Analysis) -> Span:
 def _field(node: ast.Attribute, document: Analysis) -> list[Span]:
     """`x.real` and `k.real`: where the file sets the field, `tag(x, real = ..)`."""
     if any(isinstance(v, Tensor) for v in document.meanings(node.value).values()) or _is_token(node, document):
-        return [
-            k.span
-            for k in document.table.keywords
-            if k.name == node.name
-            and isinstance(k.owner, ast.Call)
-            and isinstance(k.owner.callee, ast.Name)
-            and k.owner.callee.id == "tag"
-        ]
+        return [k.span for k in document.table.keywords if k.name == node.name and _is_tag(k)]
     return []
+
+
+def _is_tag(keyword: Keyword) -> bool:
+    call = keyword.owner
+    return isinstance(call, ast.Call) and isinstance(call.callee, ast.Name) and call.callee.id == "tag"
 
 
 def _is_token(node: ast.Attribute, document: Analysis) -> bool:

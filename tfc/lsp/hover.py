@@ -1,5 +1,6 @@
 """A place in a document -> what stands there, in Markdown: types and shapes, paths and weights, sources, values."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from lsprotocol import types
@@ -25,7 +26,7 @@ from tfc.lsp.lookup import (
 from tfc.lsp.symbols import Keyword, Occurrence, Symbol
 from tfc.source import Span
 
-__all__ = ["hover", "symbol_markdown"]
+__all__ = ["given", "hover", "symbol_markdown"]
 
 
 def hover(document: Analysis, offset: int) -> types.Hover | None:
@@ -93,6 +94,8 @@ def _occurrence(found: Occurrence, document: Analysis) -> str:
         return core_markdown(core_words()[found.name])
     if found.name in KEYWORDS:
         return f"{code(found.name)}\n\n{KEYWORDS[found.name]}"
+    if found.name in _OTHER:
+        return f"{code(found.name)}\n\n{_OTHER[found.name]}"
     return _values(found.name, list(_meanings(found.node, document)))
 
 
@@ -125,6 +128,10 @@ def _values(name: str, values: list[Meaning]) -> str:
     return code(*lines) if lines else ""
 
 
+_OTHER = {
+    "precision": "element types of the whole model: `params`, `compute`, `reduce`",
+    "real": "the element type of the parameters: `default precision { params = f32 }`",
+}
 _KINDS = {
     "local": "an equation of this body",
     "input": "an input",
@@ -162,7 +169,7 @@ def _symbol(symbol: Symbol, node: ast.Node | None, document: Analysis) -> str:
             parts.append(code(source_text(item.span, item.doc)))
             parts += _param(item, document)
         case ast.Parameter() if symbol.kind == "input":
-            parts.append(_values(symbol.name, values or _given(item, document)) or code(symbol.name))
+            parts.append(_values(symbol.name, values or given(item, document)) or code(symbol.name))
             parts.append(f"{_KINDS['input']}, written `{' '.join(item.span.text.split())}`")
         case ast.Import():
             parts.append(code(source_text(item.span, item.doc)))
@@ -206,23 +213,25 @@ def _written(symbol: Symbol, node: ast.Node | None, document: Analysis) -> list[
     return list(document.bound(item, symbol.name).values())
 
 
-def _given(wanted: ast.Parameter, document: Analysis) -> list[Meaning]:
+def given(wanted: ast.Parameter, document: Analysis) -> list[Meaning]:
     """What an input was in the runs of its block."""
+    block = next((b for b in _blocks(document.module.items) if wanted in b.inputs), None)
+    if block is None:
+        return []
     out: dict[str, Meaning] = {}
-    for found in document.seen.entered.values():
-        for run in found:
-            if run.scope.origins.get(wanted.name) is None or wanted.name not in run.scope.names:
-                continue
-            block = next((b for b in document.module.items if _owns(b, wanted)), None)
-            if block is None or run not in document.seen.entered.get((document.source.name, block.span.start), []):
-                continue
-            value = run.scope.names[wanted.name]
+    for run in document.seen.entered.get((document.source.name, block.span.start), []):
+        value = run.inputs.get(wanted.name)
+        if value is not None:
             out.setdefault(describe(value), value)
     return list(out.values())[:4]
 
 
-def _owns(item: ast.Item, wanted: ast.Parameter) -> bool:
-    return isinstance(item, ast.Block) and wanted in item.inputs
+def _blocks(items: tuple[ast.Item, ...]) -> Iterator[ast.Block]:
+    """Blocks, also those within blocks and loops."""
+    for item in items:
+        if isinstance(item, ast.Block):
+            yield item
+        yield from _blocks(getattr(item, "body", ()))
 
 
 def _derived_from(symbol: Symbol, document: Analysis) -> list[str]:
@@ -265,7 +274,7 @@ def _keyword(keyword: Keyword, document: Analysis) -> str:
     for segment in keyword.path[: keyword.number]:
         owner = descend(owner, segment, document) if owner is not None else None
     if owner is None:
-        return ""
+        return _built_in(keyword, document)
     found = inside(owner, keyword.name)
     if found is None:
         if isinstance(owner.item, ast.Role) and keyword.name in IMPLICIT.get(owner.item.role, ()):
@@ -281,12 +290,24 @@ def _keyword(keyword: Keyword, document: Analysis) -> str:
         lines = [code(" ".join(found.node.span.text.split())), text]
         value = getattr(keyword.holder, "value", None)
         if isinstance(value, ast.Expr) and not isinstance(value, ast.Number | ast.Text):
-            given = _values(keyword.name, [v for v in _meanings(value, document) if not isinstance(v, Component)])
-            lines += [given] if given else []
+            here = _values(keyword.name, [v for v in _meanings(value, document) if not isinstance(v, Component)])
+            lines += [here] if here else []
         return "\n\n".join(lines)
     if isinstance(found.node, ast.Binding):
         return f"{code(f'let {" ".join(found.node.span.text.split())}')}\n\na `let` of the file of `{owner.item.name}`"
     return f"{code(' '.join(found.node.span.text.split())[:200])}\n\ninside `{what}`"
+
+
+def _built_in(keyword: Keyword, document: Analysis) -> str:
+    """A name before `=` in a call of a core function: a field of `tag`, or an input."""
+    call = keyword.owner
+    callee = call.callee if isinstance(call, ast.Call) else None
+    if not isinstance(callee, ast.Name) or callee.id not in core_words():
+        return ""
+    values = _meanings(getattr(keyword.holder, "value", None), document)
+    if callee.id == "tag":
+        return f"{_values(keyword.name, values) or code(keyword.name)}\n\na field that the tokens carry from here on"
+    return f"{code(core_words()[callee.id].written)}\n\nan input of `{callee.id}`"
 
 
 _PRECISION = {

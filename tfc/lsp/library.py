@@ -129,6 +129,7 @@ def _shown(value: object) -> str:
 _WORDS = {
     "if": ("if(condition, a, b)", "a where the condition holds, else b; only the chosen side is looked at where it is "
            "known while compiling"),
+    "dot": ("dot(q.a, k.b)", "the sum of the products over the last axis of two fields"),
     "any": ("any[t](condition)", "whether it holds for some index"),
     "all": ("all[t](condition)", "whether it holds for every index"),
 }  # fmt: skip

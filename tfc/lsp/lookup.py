@@ -9,11 +9,12 @@ from functools import lru_cache
 
 from tfc.grammar import ast
 from tfc.grammar.lowering.seen import Opened
+from tfc.grammar.lowering.segments import segment_of
 from tfc.grammar.lowering.session import is_library
 from tfc.grammar.lowering.values import Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
 from tfc.grammar.syntax.scan import scan
 from tfc.lsp.analysis import Analysis
-from tfc.lsp.library import entry
+from tfc.lsp.library import core_words, entry
 from tfc.lsp.symbols import Keyword, Scope, Symbol, children
 from tfc.lsp.text import Tokens
 from tfc.source import Source, Span
@@ -38,6 +39,7 @@ __all__ = [
     "paths_in",
     "place_of",
     "plain",
+    "segment_name",
     "segment_nodes",
     "segment_span",
     "weights",
@@ -190,6 +192,8 @@ def keyword_owner(keyword: Keyword, home: Analysis) -> Declared | None:
 def owner_of(owner: ast.Node, scope: Scope, home: Analysis) -> Declared | None:
     """The block or formula that a call, a derivation's base, or an item with settings is about."""
     match owner:
+        case ast.Call(callee=ast.Name(id=name)) if scope.find(name) is None and name in core_words():
+            return None
         case ast.Call(callee=callee):
             for opened in openings(owner, home):
                 if opened.component is not None:
@@ -233,10 +237,25 @@ def segment_nodes(block: ast.Block) -> Iterator[tuple[ast.Node, str]]:
         match node:
             case ast.Repeat(name=name) | ast.Declaration(name=name):
                 yield node, name
-            case ast.Call(callee=ast.Label(label=name) | ast.Name(id=name) | ast.Attribute(name=name)):
-                yield node, name
+            case ast.Call() if (named := segment_name(node)) is not None:
+                yield node, named[0]
         if not isinstance(node, ast.Block | ast.Repeat):
             stack.extend(reversed(list(children(node))))
+
+
+def segment_name(node: ast.Call) -> tuple[str, ast.Expr] | None:
+    """The path segment that a call opens, and the expression that names it: a label, the callee, or what is routed."""
+    match node.callee:
+        case ast.Label(label=name):
+            return name, node.callee
+        case ast.Name(id="route"):
+            routed = [a.value for a in node.arguments if a.name == "f"] or [a.value for a in node.arguments[1:2]]
+            named = routed[0].base if routed and isinstance(routed[0], ast.Derived) else next(iter(routed), None)
+            if isinstance(named, ast.Name | ast.Attribute):
+                return segment_of(named), named
+        case ast.Name(id=name) | ast.Attribute(name=name):
+            return name, node.callee
+    return None
 
 
 def segment_span(node: ast.Node) -> Span:
@@ -246,7 +265,9 @@ def segment_span(node: ast.Node) -> Span:
         case ast.Repeat(over=over):
             return tokens.after(over.span.end, "as") or node.span
         case ast.Call(callee=callee):
-            return tokens.last(callee.span) or callee.span
+            named = segment_name(node)
+            at = named[1].span if named is not None else callee.span
+            return tokens.last(at) or at
         case ast.Item():
             return item_name(node)
         case ast.Parameter(name=name):
@@ -268,8 +289,9 @@ def descend(of: Declared, segment: str, home: Analysis, deep: int = 0) -> Declar
     match found_inside.node if found_inside is not None else None:
         case ast.Parameter(default=ast.Expr() as value):
             return _in_component(value, of, home, deep + 1)
-        case ast.Call(callee=ast.Label(value=callee)) | ast.Call(callee=callee):
-            return _in_component(callee, of, home, deep + 1)
+        case ast.Call() as call if (named := segment_name(call)) is not None:
+            named_by = named[1].value if isinstance(named[1], ast.Label) else named[1]
+            return _in_component(named_by, of, home, deep + 1)
         case ast.Declaration(base=None, kind=kind):
             return _prelude(kind)
         case ast.Declaration(base=ast.Expr() as value):

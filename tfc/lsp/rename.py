@@ -16,7 +16,7 @@ from tfc.grammar.lowering.scope import RESERVED as IMPLICIT_NAMES
 from tfc.grammar.syntax.words import FOREIGN, RESERVED
 from tfc.lsp.analysis import Analysis
 from tfc.lsp.library import core_words, entry
-from tfc.lsp.lookup import Inside, descend, inside, keyword_owner, param_item, path_segments, paths_in
+from tfc.lsp.lookup import Inside, descend, inside, keyword_owner, param_item, path_segments, paths_in, segment_name
 from tfc.lsp.symbols import Keyword, Scope, Symbol
 from tfc.lsp.text import Text
 from tfc.source import Span
@@ -119,10 +119,10 @@ def naming_symbol(node: ast.Node, document: Analysis) -> Symbol | None:
     for symbol in document.table.symbols:
         if symbol.item is node and not (isinstance(node, ast.Parameter) and symbol.kind == "length"):
             return symbol
-    if isinstance(node, ast.Call):
-        found = document.table.at(node.callee.span.start)
-        if found is not None and isinstance(node.callee, ast.Name):
-            return found.symbol
+    named = segment_name(node) if isinstance(node, ast.Call) else None
+    if named is not None and isinstance(named[1], ast.Name):
+        found = document.table.at(named[1].span.start)
+        return found.symbol if found is not None else None
     return None
 
 

@@ -4,6 +4,9 @@ Every change of a text is analysed after a pause; a request is answered from the
 """
 
 import asyncio
+import os
+import sys
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -210,6 +213,9 @@ def serve(port: int | None = None) -> None:
     """Speak over stdio, or to one client at a TCP port of this machine."""
     server = make()
     if port is None:
-        server.start_io()
+        # pipes of its own: whatever else prints must not end up in the protocol, and pygls closes what it is given
+        reader, writer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+        with redirect_stdout(sys.stderr):
+            server.start_io(reader, writer)
     else:
         server.start_tcp("127.0.0.1", port)
