@@ -100,7 +100,7 @@ _MEANING: Mapping[str, Callable[..., Array]] = {
     "cos": jnp.cos,
     "normal_quantile": _normal_quantile,
     "straight": _straight,
-    "stop": lax.stop_gradient,
+    "stop": lambda x: lax.stop_gradient(x),
 }
 
 

@@ -224,9 +224,10 @@ class _Binding:
         x = self.sides[node.side]
         have = ", ".join(sorted(x.fields)) or "none"
         what = "tokens" if len(self.sides) == 1 else "queries" if node.side == "q" else "keys"
+        reader = "this" if len(self.sides) == 1 else "attention"
         fail(
             "E306", f"the {what} carry no field `{node.name}`; they carry {have}", self.frame.at(self.span(node)),
-            help=f"set it with `tag(x, {node.name} = ..)` on the sequence that attention reads",
+            help=f"set it with `tag(x, {node.name} = ..)` on the sequence that {reader} reads",
             notes=(Note(f"the {what} come from here", x.span),),
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """An expression of the tree and a frame -> its value: names, operators, formulas, calls, derivations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 

@@ -40,7 +40,8 @@ def apply_feature(given: Given | None, x: Tensor, node: ast.Call, frame: Frame) 
     formula = Formula(whole, formula.kind, formula.span)
     b, t, heads, width = x.type.shape
     owner = Tensor(x.value, x.home, x.span, {VECTOR: x})
-    bound = bind("feature", formula, {"q": owner}, heads, frame, open=("c",))
+    bound = bind("feature", formula, {"q": owner}, heads, frame, open=("c", "h"))
+    _check_index(bound, "h", heads, "the head `h`", x, given.span, frame)
     features = bound.sizes["c"][0] if "c" in bound.sizes else width
     axes = (("b", b), ("t", t), ("h", heads), ("c", features))
     return _equation(bound, axes, "features", given.span, frame, x)
@@ -59,12 +60,9 @@ def apply_decay(given: Given | None, q: Tensor, k: Tensor, node: ast.Call, frame
     if isinstance(given.value, Tensor) and given.value.type.shape:
         return _as_given(given.value, q, given.span, frame)
     formula = formula_of(given.value, given.span, frame)
-    bound = bind("decay", formula, {"q": q}, heads, frame, open=("c",))
-    if "c" in bound.sizes and bound.sizes["c"][0] != width:
-        size, held = bound.sizes["c"]
-        notes = (Note(f"{size} is a size of {held.type}, from here", held.span),
-                 Note(f"q is {q.type}, from here", q.span))  # fmt: skip
-        fail("E403", f"the key channel `c` ranges over {width} and over {size}", frame.at(given.span), notes=notes)
+    bound = bind("decay", formula, {"q": q}, heads, frame, open=("c", "h"))
+    _check_index(bound, "h", heads, "the head `h`", q, given.span, frame)
+    _check_index(bound, "c", width, "the key channel `c`", q, given.span, frame)
     _check_sign(bound, heads, width, given.span, frame)
     every, nodes = (("b", b), ("t", t), ("h", heads), ("c", width)), list(walk(bound.expr))
     if C in nodes:
@@ -72,6 +70,15 @@ def apply_decay(given: Given | None, q: Tensor, k: Tensor, node: ast.Call, frame
     if any(isinstance(n, Token | Load) for n in nodes):
         return "token", _equation(bound, every[:3], "decay", given.span, frame, None)
     return "head", _equation(bound, every[2:3], "decay", given.span, frame, None)
+
+
+def _check_index(bound: Bound, name: str, size: Size, what: str, x: Tensor, span: Span, frame: Frame) -> None:
+    """An index of the result reads axes of its own size: clamping would read another head or channel instead."""
+    found, held = bound.sizes.get(name, (size, x))
+    if found != size:
+        notes = (Note(f"{size} is a size of {x.type}, from here", x.span),
+                 Note(f"{found} is a size of {held.type}, from here", held.span))  # fmt: skip
+        fail("E403", f"{what} ranges over {size} and over {found}", frame.at(span), notes=notes)
 
 
 def _as_given(decay: Tensor, q: Tensor, span: Span, frame: Frame) -> tuple[str, Tensor]:
@@ -134,7 +141,7 @@ def _check_sign(bound: Bound, heads: Size, width: Size, span: Span, frame: Frame
     ends = [(0, n - 1 if isinstance(n, int) else INT_MAX) for n in (heads, width)]
     lo, hi = compiled(expr, leaves)([*ends, (0, INT_MAX)])
     if lo > 0:
-        most = f" to {hi:.3g}" if math.isfinite(hi) and hi != lo else ""
+        most = f" to {hi:.3g}" if math.isfinite(hi) and f"{hi:.3g}" != f"{lo:.3g}" else ""
         fail(
             "E303", f"`decay` is the logarithm of a factor, at most 0; `{span.text}` is {lo:.3g}{most}",
             frame.at(span), help=f"a factor per step is written as its logarithm: `log({span.text})`",

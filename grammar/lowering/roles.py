@@ -26,7 +26,7 @@ LEADING = Var("..", Kind.INT)
 """`..` among the indices of a field: the head where the field has heads, else nothing. Gone once fields are bound."""
 
 VECTOR = "u"
-"""An element `u[d]` of a feature formula's vector is `Field("q", VECTOR, (LEADING, d))` until the formula is applied."""
+"""An element `u[d]` of a feature's vector is `Field("q", VECTOR, (LEADING, d))` until the formula is applied."""
 
 
 def implicit(node: ast.Name, frame: Frame) -> Formula:
@@ -147,7 +147,9 @@ def checked_role(role: str, value: Meaning, node: ast.Expr, frame: Frame) -> Mea
         if role == "mask":
             help = "a score formula belongs to `score = ..`"
         elif kind is Kind.BOOL:
-            help = "a mask belongs to `mask = ..`; in a score write `if(mask, s, -inf)`"
+            help = "choose with `if(condition, 1, 0)`"
+            if role in ("score", "weigh"):
+                help = "a mask belongs to `mask = ..`; in a score write `if(mask, s, -inf)`"
         fail("E303", f"`{role}` is {wanted}; `{node.span.text}` is {kind}", frame.at(node.span), help=help)
     return value
 

@@ -83,6 +83,7 @@ def _place(component: Component, segment: str, label: str | None, c: Call) -> Pl
 
 def _run(component: Component, x: Tensor, place: Place, segment: str, frame: Frame, c: Call) -> Tensor:
     """What one copy gives for the tokens."""
+    frame.session.count("calls", frame.at(c.span))
     first = component.block.inputs[0].name
     result = frame.session.apply(component, {first: (x, c.given["x"].span)}, place, segment, c.node, frame)
     if not isinstance(result, Tensor):

@@ -162,7 +162,7 @@ class Builder:
 
     # ---- declarations: the kind decides what shape is right
 
-    def _wrong_kind(self, kind: _Token, right: Iterable[str], message: str, help: str) -> None:
+    def _wrong_kind(self, kind: _Token, right: Iterable[str], message: str, help: str, *edits: Edit) -> None:
         """A fault: the shape is that of a kind in `right`, and perhaps one of them was meant."""
         word, span = str(kind), self._at(kind)
         slip = "" if word in ROLES or word in BODIED else meant(word, right)
@@ -171,7 +171,7 @@ class Builder:
                 "E115", f"`{short(word)}` is no word of the language", span, f"did you mean `{slip}`?", Edit(span, slip)
             )
         else:
-            self._fault("E119", message, span, help)
+            self._fault("E119", message, span, help, *edits)
 
     def component(self, children: list[Any]) -> ast.Declaration:
         kind, name, settings = children
@@ -201,23 +201,29 @@ class Builder:
         return ast.Declaration(kind=word, name=self._word(name), base=base, changes=changes, span=span)
 
     def role(self, children: list[Any]) -> ast.Role:
-        kind, name, inputs, _, value = children
+        kind, name, inputs, equals, value = children
         word = self._word(kind)
         if word not in ROLES:
-            help = "with inputs: a `block`, or a formula: " + ", ".join(f"`{role}`" for role in ROLES)
+            help, edits = "with inputs: a `block`, or a formula: " + ", ".join(f"`{role}`" for role in ROLES), ()
             if word in BODIED:
                 help = f"the body of {_a(word)} stands between braces and ends in `return`"
-            self._wrong_kind(kind, ROLES, f"{_a(word)} is no formula with inputs", help)
+                if not isinstance(value, ast.Derived):
+                    end = Span(self.source, value.span.end, value.span.end)
+                    edits = (Edit(self._at(equals), "{ return"), Edit(end, " }"))
+            self._wrong_kind(kind, ROLES, f"{_a(word)} is no formula with inputs", help, *edits)
         return ast.Role(role=word, name=self._word(name), inputs=inputs.items, formula=value, span=self._span(children))
 
     def block(self, children: list[Any]) -> ast.Block:
         kind, name, inputs, body = children
         word = self._word(kind)
         if word not in BODIED:
-            help = "equations stand in a `block` or a `model`"
+            help, edits = "equations stand in a `block` or a `model`", ()
             if word in ROLES:
                 help = f"{_a(word)} is a formula: `{word} {short(str(name))}(...) = ...`"
-            self._wrong_kind(kind, BODIED, f"{_a(word)} has no body", help)
+            else:  # `def f(x) { .. }`, `layer f(x) { .. }`: with typed inputs it is what one enters by
+                typed = inputs.items and all(i.type is not None for i in inputs.items)
+                edits = (Edit(self._at(kind), "model" if typed else "block"),)
+            self._wrong_kind(kind, BODIED, f"{_a(word)} has no body", help, *edits)
         return ast.Block(
             kind=word, name=self._word(name), inputs=inputs.items, body=body.items, span=self._span(children)
         )

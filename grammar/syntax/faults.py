@@ -7,6 +7,7 @@ moves the parser past the fault, so what a diagnostic proposes works; a rule wit
 from collections.abc import Callable, Iterator
 
 from tfc.diagnostics import Diagnostic, Edit, Note
+from tfc.grammar.syntax.habits import HABITS
 from tfc.grammar.syntax.scan import IN_BODIES, Scan, Token
 from tfc.grammar.syntax.site import CLOSERS, Fault, Retry, Site
 from tfc.grammar.syntax.words import BODIED, RESERVED, ROLES, WORDS, meant, short
@@ -416,6 +417,7 @@ _RULES: tuple[_Rule, ...] = (
     _missing_size,
     _range,
     _result_index,
+    *HABITS,
     _missing_operand,
     _slashes,
     _import_path,

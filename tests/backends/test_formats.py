@@ -39,7 +39,7 @@ EVERY = [
     made("int8", per="tensor", symmetric=False, outliers=2.0), made("int8", group=5, symmetric=False, outliers=2.0),
     made("int4"), made("int4", group=4), made("int4", group=0, per="row", symmetric=False),
     made("fp8"), made("fp8", variant="e5m2", per="row"), made("fp8", per="column"),
-    *(made("mx", variant=v, group=g) for v in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "int8") for g in (4, 32)),
+    made("mx"), *(made("mx", variant=v, group=4) for v in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "int8")),
     made("ternary"), made("ternary", per="row", threshold=1.0), made("binary"), made("binary", centered=False, per="column"),
     made("nm", n=2, m=4), made("nm", n=1, m=3), made("block_sparse", size=2, density=0.5),
     made("block_sparse", size=3, density=0.0),
@@ -88,12 +88,17 @@ def test_every_format_that_rounds_has_a_definition():
 @pytest.mark.parametrize("shape", [(2, 3, 7), (6,)])
 def test_the_fast_form_gives_the_same_numbers(format: Format, shape: tuple[int, ...]):
     """Not nearly: codes are codes. Scales are float32 quotients, that is all that may differ."""
+    pulled = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+
+    @jax.jit
+    def both(x: jax.Array) -> Any:
+        forms = (jax.vjp(lambda x: f(format, x), x) for f in (fast, reference))
+        return [(out, pull(jnp.asarray(pulled))[0]) for out, pull in forms]
+
     for seed in range(3):
-        x = numbers(*shape, seed=seed)
-        np.testing.assert_allclose(fast(format, x), reference(format, x), rtol=3e-7, atol=1e-30)
-        pulled = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
-        ours, true = (jax.vjp(lambda x, f=f: f(format, x), jnp.asarray(x))[1](pulled)[0] for f in (fast, reference))
-        np.testing.assert_array_equal(ours, true)
+        (ours, slope), (true, wanted) = both(numbers(*shape, seed=seed))
+        np.testing.assert_allclose(ours, true, rtol=3e-7, atol=1e-30)
+        np.testing.assert_array_equal(slope, wanted)
 
 
 @every

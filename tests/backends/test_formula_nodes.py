@@ -386,9 +386,9 @@ def test_survivors_of_a_threshold(x64: None):
 
 def test_a_sink_takes_its_share(x64: None):
     """p * sigmoid(lse - logit[h]): softmax over the row and one key more, of that logit and no value."""
-    logit = np.asarray([0.5, -1.0, 2.0, 0.0])
+    logit = [0.5, -1.0, 2.0, 0.0]
     weigh = apply("mul", P, apply("sigmoid", apply("sub", LSE, Read(0, (H,), R))))
-    q, k, v, out, _ = attended(Attention(scale=0.3, mask=CAUSAL, weigh=weigh), (logit,))
+    q, k, v, out, _ = attended(Attention(scale=0.3, mask=CAUSAL, weigh=weigh), (np.asarray(logit),))
     want = by_hand(q, k, v, 0.3, lambda b, h, i, s: softmax([*s, logit[h]])[:-1])
     np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-12)
 

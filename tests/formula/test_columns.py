@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tfc.formula.arithmetic import Table
 from tfc.formula.columns import Line, Tokens
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, apply, kind_of, substitute, walk
-from tfc.formula.scalar import INT_MIN, evaluate, pair
+from tfc.formula.scalar import INT_MIN, evaluate, nested, pair
 from tfc.testing.formulas import fields, integers, masks, reals
 
 K = Token("k")
@@ -27,6 +27,7 @@ def test_values_and_bounds_hold_every_token(data):
     mine = {x: Load(x.slot, "k", x.kind) if isinstance(x, Load) else K for x in walk(drawn) if _of_query(x)}
     expr = substitute(drawn, mine)
     slots = data.draw(fields(expr, n=9, m=9, heads=2, large=True))
+    slots |= {x.slot: slots[x.slot][0] for x in walk(expr) if isinstance(x, Load) and nested(slots[x.slot])}
     tables = {r.slot: Table(slots[r.slot], len(r.indices), r.kind) for r in walk(expr) if isinstance(r, Read)}
     column = tokens(9, slots, tables, h=1).column(expr)
     true = [evaluate(expr, pair(j, j, n=9, m=9, h=1, loads=slots, reads=slots)) for j in range(9)]

@@ -6,7 +6,7 @@ import pytest
 
 from tfc.diagnostics import TfcError
 from tfc.grammar.lower import lower
-from tfc.grammar.lowering.library import library_items
+from tfc.grammar.lowering.library import core_scope, library_items
 from tfc.grammar.parser import parse
 from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Format, Rounded
 from tfc.ir.ops import Repeat
@@ -50,13 +50,15 @@ def rounding(format: str) -> Rounded:
 
 def test_bare_names_are_formats_at_their_defaults() -> None:
     for kind in FORMATS.values():
-        if kind.name in library_items():
-            continue  # the library's own word wins
         complete = not any(isinstance(v, type) for v in kind.settings.values())
         if complete:
             assert kept(f"weights = {kind.name}").format == Format(kind.name, tuple(kind.settings.items()))  # type: ignore[arg-type]
         else:
             assert refused(f"  return map(x, weights = {kind.name})") == ["E206"]
+
+
+def test_no_item_of_the_library_hides_a_word_of_the_core() -> None:
+    assert not set(core_scope().names) & set(library_items())
 
 
 def test_settings_by_name_or_in_the_tables_order() -> None:
@@ -96,6 +98,7 @@ def test_a_format_may_be_a_value_and_called_later() -> None:
         ("block_sparse(16, 0)", "E305"),
         ("block_sparse(16, 1.5)", "E305"),
         ("low_rank(8)", "E305"),
+        ("lora(8)", "E305"),
         ("nm", "E206"),
         ("int4(fit = gptq)", "E305"),
         ("gptq", "E305"),
@@ -182,8 +185,8 @@ def test_formats_reach_inside_by_derivation() -> None:
     items = f"{MAP}\nblock two(x, up = map, down = map) {{ return down(up(x)) }}"
     made = program("  return two(x, up = map { weights = nm(2, 4) }, down = map { weights = low_rank(2) })", items)
     assert [str(s.format) for s in made.stored()] == ["nm(n=2, m=4)", "low_rank(rank=2)"]
-    items += "\nblock thin = two { up.weights = nm(2, 4)   down = map { weights = low_rank(3) } }"
-    assert [str(s.format) for s in program("  return thin(x)", items).stored()] == ["nm(n=2, m=4)", "low_rank(rank=3)"]
+    items += "\nblock thin = two { up.weights = nm(2, 4)   down = map { weights = lora(2) } }"
+    assert [str(s.format) for s in program("  return thin(x)", items).stored()] == ["nm(n=2, m=4)", "lora(rank=2)"]
 
 
 def test_alike_formats_roll_and_unlike_ones_do_not() -> None:

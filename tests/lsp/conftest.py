@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("pygls", reason="the language server takes pygls: pip install 'tfc[lsp]'")
-
 PATIENCE = 60
 """Seconds for one answer, on a machine that does other things, too."""
 

@@ -51,15 +51,16 @@ def test_diagnostics_follow_the_unsaved_text(editor):
 
 
 def test_diagnostics_wait_for_a_pause(editor):
-    """Ten changes at once are analysed once: only the last version is published."""
+    """Thirty changes at once are not analysed thirty times; the last one is."""
     document = editor.open(SMALL)
     assert document.diagnostics() == []
-    for i in range(10):
-        document.change(SMALL.replace("heads = 2", f"heads = {i + 3}"))
-    time.sleep(1.0)
-    while not editor.published.empty():
-        found = editor.published.get()
-        assert found["version"] == 11
+    for i in range(30):
+        document.change(SMALL.replace("heads = 2", f"heads = {2 ** (i % 5)}"))
+    versions = []
+    while 31 not in versions:
+        found = editor.published.get(timeout=30)
+        versions += [found["version"]] if found["uri"] == document.uri else []
+    assert len(versions) <= 5  # one, but for a machine that stops in between
 
 
 def test_notes_are_related_places(editor):

@@ -134,12 +134,19 @@ class Tokens:
     def line(self, expr: Expr) -> "Line":
         """The same where the position moves it one way: then it has a value at any place, also below 0."""
         at = self._at(expr)
-        exact = not self.count or all(lo == hi for lo, hi in (at(0), at(self.count - 1)))
+        exact = kind_of(expr) is not Kind.REAL and all(lo == hi for lo, hi in (at(0), at(self.count - 1)))
         step = shift(expr)
         if kind_of(expr) is Kind.INT and step is not None and not any(_lost(at(i), expr) for i in (-FAR, FAR)):
             start, _ = at(0)
-            return Line(lambda i: (start + step * i, start + step * i), lambda: self._list(expr), exact)
-        return Line(at, lambda: self._list(expr), exact)
+            return Line(lambda i: (start + step * i, start + step * i), lambda: self._values(expr), exact)
+        return Line(at, lambda: self._values(expr), exact)
+
+    def _values(self, expr: Expr) -> Sequence[Number]:
+        """Of an exact column."""
+        if self._columnar(expr):
+            return self._list(expr)
+        at = self._at(expr)
+        return [at(i)[0] for i in range(self.count)]
 
     def _column(self, expr: Expr) -> Column:
         if direction(expr) is not None:

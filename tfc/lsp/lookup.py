@@ -25,7 +25,6 @@ __all__ = [
     "PathSegment",
     "by_symbol",
     "call_of",
-    "component_of",
     "declared",
     "descend",
     "inside",
@@ -37,7 +36,6 @@ __all__ = [
     "param_item",
     "path_segments",
     "paths_in",
-    "place_of",
     "plain",
     "segment_name",
     "segment_nodes",
@@ -332,18 +330,6 @@ def openings(node: ast.Node, home: Analysis) -> list[Opened]:
 def call_of(node: ast.Node | None, home: Analysis) -> ast.Call | None:
     """The call whose callee an expression is."""
     return home.table.calls.get((node.span.start, node.span.end)) if node is not None else None
-
-
-def component_of(node: ast.Node, home: Analysis) -> Component | None:
-    return next((o.component for o in openings(node, home) if o.component is not None), None)
-
-
-def place_of(path: str, home: Analysis) -> Place | None:
-    """The place of a path written without the numbers of turns."""
-    for known, found in home.seen.opened.items():
-        if plain(known) == path and found:
-            return found[0].place
-    return None
 
 
 def plain(path: str) -> str:

@@ -10,8 +10,12 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var
+from tfc.ir.formats import FORMATS, Fit, Format
 from tfc.ir.ops import (
+    ArrayFunction,
     Attention,
+    Calibrated,
+    Cast,
     Concat,
     Constant,
     Elementwise,
@@ -22,15 +26,19 @@ from tfc.ir.ops import (
     Mix,
     Op,
     P,
+    Recurrence,
     Reduction,
     Repeat,
     Reshape,
     Rotate,
+    Rounded,
+    Route,
     S,
     Score,
     Scores,
     Slice,
     Take,
+    Top,
     Weigh,
 )
 from tfc.ir.program import Eqn, Init, Input, Param, Precision, Program, Value
@@ -47,7 +55,18 @@ C, HEADS = 4, 2
 Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
 CAUSAL = Apply("le", (K, Q))
 WIDE = (B, T, C)
+COPIES = 3
 ROWS = 5  # of tables; token ids are below
+
+
+def _format(name: str, **given: bool | int | float | str) -> Format:
+    """The format with its defaults filled in."""
+    settings = {k: given.get(k, v) for k, v in FORMATS[name].settings.items()}
+    return Format(name, tuple((k, v) for k, v in settings.items() if not isinstance(v, type)))
+
+
+_WEIGHTS = (_format("int8"), _format("int4", group=2), _format("nm", n=1, m=2), _format("binary"))
+_VALUES = (_format("fp8"), _format("mx", variant="e4m3", group=2), _format("ternary", per="row"))
 
 
 class _Builder:
@@ -58,6 +77,7 @@ class _Builder:
         self.inputs = inputs
         self.params: list[Param] = []
         self.eqns: list[Eqn] = []
+        self.reports: list[tuple[str, Value]] = []
         self.taken = {v.name for v in inputs}
         self.values = [v for v in inputs if v.type.shape == WIDE]
 
@@ -105,7 +125,9 @@ class _Builder:
     def parameter(self, path: str, *shape: Size, init: str = "ones") -> Value:
         value = Value(self.name(path.replace(".", "_")), TensorType(shape, F32))
         started = Init("normal", 0.5) if init == "normal" else Init(init)
-        self.params.append(Param(path, value, started, trained=not self.seldom()))
+        format = self.draw(st.sampled_from(_WEIGHTS)) if init == "normal" and self.seldom() else None
+        fit = Fit("kmeans", (("rounds", 5),)) if self.seldom() else None
+        self.params.append(Param(path, value, started, not self.seldom(), format, fit))
         return value
 
     def linear(self, x: Value, out: int = C, bias: bool = False, path: str = "") -> Value:
@@ -122,6 +144,17 @@ class _Builder:
         """Values that nothing reads, but for some."""
         read = {a for e in self.eqns for a in e.args}
         return tuple(v for v in dict.fromkeys(self.values) if v not in read and not self.seldom())
+
+    def report(self, value: Value) -> None:
+        """Now and then a value is a side output."""
+        if self.seldom():
+            self.reports.append((f"{self.prefix}{self.name('told')}", value))
+
+    def program(self, name: str, results: tuple[Value, ...]) -> Program:
+        return Program(
+            name, tuple(map(Input, self.inputs)), tuple(self.params), tuple(self.eqns), results,
+            reports=tuple(self.reports),
+        )  # fmt: skip
 
     def leak(self, *values: Value) -> None:
         """Seldom, an inner value is read elsewhere too."""
@@ -249,8 +282,61 @@ def _simple(b: _Builder) -> None:
         lambda: b.put(Index(axes=(("b", B), ("t", T), ("c", C)), reduced=(("d", T),), expr=past), x),
         lambda: b.put(Index(axes=(("b", B), ("t", T), ("c", C)), expr=Read(0, (i, j, c), Kind.REAL)), x),
         lambda: _fused_ffn(b, x),
+        lambda: b.put(Concat(axis=1), b.put(Slice(start=1, size=T - 1, axis=1), x), b.put(Slice(start=0, size=1, axis=1), y)),
+        lambda: b.put(Rounded(format=b.draw(st.sampled_from(_VALUES))), b.fn("tanh", x)),
+        lambda: b.fn("add", x, b.put(Reshape(shape=(B, 1, C)), _calibrated(b, y))),
+        lambda: b.fn("mul", x, b.put(Cast(dtype=F32), _shares(b))),
     ]
     b.values.append(b.draw(st.sampled_from(ops))())
+    b.report(b.values[-1])
+
+
+def _calibrated(b: _Builder, x: Value) -> Value:
+    """The largest of each channel over the tokens: a statistic."""
+    i, c = Var("b", Kind.INT), Var("c", Kind.INT)
+    most = Reduce("max", ("t",), Read(0, (i, Var("t", Kind.INT), c), Kind.REAL))
+    found = b.put(Index(axes=(("b", B), ("c", C)), reduced=(("t", T),), expr=most), x)
+    return b.put(Calibrated(path=f"{b.prefix}{b.name('statistic')}.calibrated"), b.fn("tanh", found))
+
+
+def _shares(b: _Builder) -> Value:
+    """Numbers that nothing but a parameter decides."""
+    norms = b.fn("abs", b.param("norms.weight", C))
+    return b.put(ArrayFunction(fn="apportion", settings=(("total", 7),)), norms)
+
+
+def _recurrence(b: _Builder) -> None:
+    """Keys, values and queries of any values; decays of their bounded functions; sums divided by their weights."""
+    q, k, v = (_heads(b, b.fn("sigmoid", b.pick())) for _ in range(3))
+    direction = b.draw(st.sampled_from(["causal", "causal", "reverse", "both"]))
+    decay = "none" if direction == "both" else b.draw(st.sampled_from(["none", "head", "token", "channel"]))
+    op = Recurrence(
+        scale=0.5, decay=decay, segmented=b.seldom(), normalized=b.often(), eps=0.1, direction=direction
+    )
+    captured: list[Value] = []
+    if decay == "head":
+        captured.append(b.fn("neg", b.fn("abs", b.param("rate.weight", HEADS))))
+    elif decay != "none":
+        wide = _heads(b, b.fn("neg", b.fn("sigmoid", b.pick())))
+        one = wide if decay == "channel" else b.put(Reduction(fn="mean"), wide)
+        captured.append(one if decay == "channel" else b.put(Reshape(shape=(B, T, HEADS)), one))
+    captured += [b.input(I32)] if op.segmented else []
+    b.values.append(b.put(Reshape(shape=WIDE), b.put(op, q, k, v, *captured, hint="o")))
+
+
+def _route(b: _Builder) -> None:
+    """The tokens of a value through the two of its copies that its first channels say."""
+    x = b.pick()
+    copy, scores = b.name("experts"), b.put(Slice(start=0, size=COPIES), b.fn("sigmoid", b.pick()))
+    chosen = b.put(Top(count=2), scores, hint="chosen")
+    weight = b.put(Slice(start=0, size=2), scores)
+    rest = [b.input(BOOL), b.input(I32)]
+    given = [Value("i", TensorType((), I32)), *(Value(f"x{n}", v.type) for n, v in enumerate([x, *rest]))]
+    inner = _Builder(b.draw, f"{b.prefix}{copy}.", given)
+    for _ in range(b.draw(st.integers(1, 3))):
+        b.draw(st.sampled_from((_norm, _ffn, _projections)))(inner)
+    body = inner.program(copy, (inner.pick(),))
+    b.values.append(b.put(Route(count=COPIES, label=copy, body=body), x, chosen, weight, *rest))
 
 
 def _fused_ffn(b: _Builder, x: Value) -> Value:
@@ -268,20 +354,22 @@ def _repeat(b: _Builder, depth: int) -> None:
     _steps(inner, depth - 1)
     ends = inner.ends()
     results = tuple(ends[n] if n < len(ends) else inner.pick() for n in range(len(carries)))
-    body = Program(label, tuple(map(Input, given)), tuple(inner.params), tuple(inner.eqns), results)
+    body = inner.program(label, results)
     op = Repeat(count=b.draw(st.integers(1, 2)), label=label, carries=len(carries), body=body)
     b.put(op, *carries, *invariants, hint="x")
     outs = b.eqns[-1].outs
-    b.values += outs if b.often() else outs[:1]
+    b.values += outs[: len(carries)] if b.often() else outs[:1]
+    stacked = zip(body.reports, outs[len(carries) :], strict=True)
+    b.reports += [(path, out) for (path, _), out in stacked if b.often()]
 
 
-_STEPS = (_projections, _norm, _ffn, _attention, _simple)
+_STEPS = (_projections, _norm, _ffn, _attention, _simple, _recurrence)
 
 
 def _steps(b: _Builder, depth: int) -> None:
     for _ in range(b.draw(st.integers(1, 5))):
         if depth and b.draw(st.booleans()):
-            _repeat(b, depth)
+            _route(b) if b.draw(st.integers(0, 3)) == 3 else _repeat(b, depth)
         else:
             b.draw(st.sampled_from(_STEPS))(b)
 
@@ -300,13 +388,12 @@ def programs(draw: st.DrawFn, *, depth: int = 2, precision: Precision = Precisio
     b = _Builder(draw, "", given)
     _steps(b, depth)
     results = b.ends() or (b.values[-1],)
-    program = Program("drawn", tuple(map(Input, given)), tuple(b.params), tuple(b.eqns), results)
-    return _asking(program, precision)
+    return _asking(b.program("drawn", results), precision)
 
 
 def _asking(program: Program, precision: Precision) -> Program:
     eqns = tuple(
-        replace(e, op=replace(e.op, body=_asking(e.op.body, precision))) if isinstance(e.op, Repeat) else e
+        replace(e, op=replace(e.op, body=_asking(e.op.body, precision))) if isinstance(e.op, Repeat | Route) else e
         for e in program.eqns
     )
     return replace(program, eqns=eqns, precision=precision)
