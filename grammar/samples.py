@@ -123,7 +123,7 @@ CALLS: Mapping[str, str] = {
     "random_relu": "linear_attention(x, heads = 2, feature = random_relu(w))",
     "retention": "recur(split(x, 2), split(x, 2), split(x, 2), decay = retention)",
     "gated": "recur(tag(split(x, 2), gate = split(-abs(x), 2)), split(x, 2), split(x, 2), decay = gated)",
-    "selective": "recur(tag(split(x, 2), step = x), split(x, 2), split(x, 2), decay = selective(slope))",
+    "selective": "recur(tag(split(x, 2), step = cut(x ^ 2, 0, 2)), split(x, 2), split(x, 2), decay = selective(slope))",
     # convolutions
     "places1d": "places1d(x, kernel = 3, stride = 2)",
     "places2d": "places2d(x, columns = 4, kernel = 3)",

@@ -2,7 +2,6 @@
 
 import re
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from tfc.diagnostics import Diagnostic, closest
@@ -23,6 +22,7 @@ __all__ = ["MAX_IMPORTS", "Library", "core_scope", "imported", "library_items"]
 MAX_IMPORTS = 16
 """How deep files may import files."""
 
+_FOLDER = Path(__file__).parents[1] / "prelude"
 _ITEM = re.compile(r"^(?:block|mask|score|weigh|position|feature|decay) ([a-z_][a-z0-9_]*)", re.MULTILINE)
 
 
@@ -49,10 +49,7 @@ def library_items() -> dict[str, tuple[str, int, int]]:
     Items are found by their first line, without parsing: a spec pays only for those it uses.
     """
     found: dict[str, tuple[str, int, int]] = {}
-    folder = files("tfc.grammar") / "prelude"
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if not entry.name.endswith(".tfm"):
-            continue
+    for entry in sorted(_FOLDER.glob("*.tfm")):
         text = _library_text(entry.name)
         heads = list(_ITEM.finditer(text))
         starts = [_with_doc(text, m.start()) for m in heads]
@@ -63,7 +60,7 @@ def library_items() -> dict[str, tuple[str, int, int]]:
 
 @cache
 def _library_text(file: str) -> str:
-    return (files("tfc.grammar") / "prelude" / file).read_text(encoding="utf-8")
+    return (_FOLDER / file).read_text(encoding="utf-8")
 
 
 def _with_doc(text: str, start: int) -> int:

@@ -143,7 +143,7 @@ def _initial(name: str, frame: Frame) -> Tensor:
 
 
 def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame) -> Tensor:
-    """What a turn leaves in a carried name: of the type and with the fields that it found."""
+    """What a turn leaves in a carried name: of the type that it found, with the fields that it found."""
     value = scope.names[name]
     if value is POISON:
         raise Poisoned
@@ -161,11 +161,8 @@ def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame)
         now, before = ("a field", "none") if end.tokens else ("no field", "one")
         fail("E405", f"`{name}` is {now} after a turn of `{item.name}` and {before} before it", origin,
              notes=(Note("it enters the loop from here", start.span),))  # fmt: skip
-    changed = [
-        n
-        for n in {**start.fields, **end.fields}
-        if n not in end.fields or n not in start.fields or not start.fields[n].same(end.fields[n])
-    ]
+    # fields that a turn adds end with it: the next turn does not find them either
+    changed = [n for n, held in start.fields.items() if n not in end.fields or not held.same(end.fields[n])]
     if changed:
         fail("E405", f"the field `{sorted(changed)[0]}` of `{name}` changes in a turn of `{item.name}`", origin,
              help="set fields before the loop", notes=(Note("it enters the loop from here", start.span),))  # fmt: skip

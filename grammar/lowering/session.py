@@ -112,7 +112,7 @@ class Session:
     def slot(self, tensor: Tensor) -> int:
         """The number under which formulas read a tensor until an operation binds it."""
         for i, known in enumerate(self.captures):
-            if known.same(tensor):
+            if known.same(tensor) and known.carries(tensor.fields):
                 return i
         self.captures.append(tensor)
         return len(self.captures) - 1

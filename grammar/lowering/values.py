@@ -80,6 +80,10 @@ class Tensor:
     def same(self, other: "Tensor") -> bool:
         return self.value is other.value and self.home is other.home
 
+    def carries(self, fields: Mapping[str, "Tensor"]) -> bool:
+        """Whether its tokens carry these fields and no others."""
+        return self.fields.keys() == fields.keys() and all(f.same(fields[n]) for n, f in self.fields.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Formula:

@@ -26,6 +26,7 @@ from tfc.formula.expr import (
 )
 from tfc.formula.interval import compiled
 from tfc.formula.scalar import INT_MAX, INT_MIN, evaluate, pair
+from tfc.testing.published import PUBLISHED, REACH
 from tfc.testing.formulas import NAMED_MASKS, both, causal, disc, documents, fields, masks
 
 B, I, R = Kind.BOOL, Kind.INT, Kind.REAL  # noqa: E741
@@ -121,6 +122,29 @@ def test_named_masks_agree_exactly(name, n, m):
     assert again.dtype == more.dtype == np.int32
     np.testing.assert_array_equal(counts, again)
     np.testing.assert_array_equal(ranges, more[..., : ranges.shape[3], :])
+
+
+CONJOINED = {
+    "dilated, causal",
+    "XXX",
+}
+"""Masks of which a tile may hang on two conditions, or on the values in a tile: known fields are looked into."""
+
+
+@pytest.mark.parametrize("n, m, block_q, block_k", [(100, 100, 16, 12), (97, 97, 7, 13), (40, 64, 16, 8)])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_masks_traced(name, n, m, block_q, block_k):
+    """Never wrong, never more than the host knows, and as exact as that where one condition decides each tile."""
+    case = PUBLISHED[name]
+    mask = both(case.mask, Load(REACH + 1, "k", B))  # something is traced, if only what hides nothing
+    values = {REACH: [3, 7], REACH + 1: [True] * m, **case.loads(n, m)}
+    arrays = [np.asarray(values.get(slot, 0)) for slot in range(REACH + 2)]
+    sizes = {"n": n, "m": m, "block_q": block_q, "block_k": block_k, "batch": 1, "heads": 2}
+    tiles = -(-m // block_k)
+    here = classes(*visited_ranges(mask, arrays, **sizes), tiles)
+    there = classes(*traced(mask, arrays, **sizes), tiles)
+    assert ((there == here) | (there == 1)).all()
+    assert (there == here).all() or name in CONJOINED
 
 
 def test_known_arrays_give_constants_inside_jit():

@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given
 
 from tfc.formula.expr import Apply, Expr, Field, Kind, Load, Var
-from tfc.ir.ops import OPS, Constant, Elementwise, Op, Repeat, Score
-from tfc.ir.program import Eqn, Program, Value
+from tfc.ir.formats import Fit, Format
+from tfc.ir.ops import OPS, Calibrated, Constant, Elementwise, Op, Repeat, Rounded, Score
+from tfc.ir.program import Eqn, Init, Param, Program, Value
 from tfc.ir.text import parse
 from tfc.ir.types import DType, IRError
 from tfc.ir.verify import ARITY, verify
 from tfc.testing.programs import LENGTHS, programs
 
 INPUTS = "%x: f32[B, 4], %n: int[B], %w: f32[4, 4], %q: f32[B, T, 2, 4], %s: f32[B, 2, T, T], %r: bool[B, T]"
+INPUTS += ", %tokens: f32[B, T, 4], %c: int[B, T, 2], %d: f32[B, T, 2]"
 PASS = "program layer(%i: int[], %x: f32[B, 4]) { return %x }"
 
 
@@ -24,6 +26,13 @@ def program(*lines: str, inputs: str = INPUTS, result: str = "%x") -> Program:
 
 def loop(body: str = PASS, attributes: str = "count=2, label=layer, carries=1", args: str = "%x") -> str:
     return f"%y: f32[B, 4] = repeat({attributes}) {args} {body}"
+
+
+COPY = "program experts(%i: int[], %x: f32[B, T, 4]) { return %x }"
+
+
+def route(body: str = COPY, attributes: str = "count=2, label=experts", args: str = "%tokens, %c, %d") -> str:
+    return f"%y: f32[B, T, 4] = route({attributes}) {args} {body}"
 
 
 def starting(line: str) -> str:
@@ -44,7 +53,27 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "linear: f32[B, 4] by int[B]": ("%y: f32[B, 4] = linear %x, %n",),
     "neg of bool[B, T]: `neg` takes numbers": ("%y: bool[B, T] = neg %r",),
     "mix of f32[B, 4], f32[B, T, 2, 4]": ("%y: f32[B, 4] = mix %x, %q",),
-    "%y: f32[B, -1] has a negative size": ("%y: f32[B, -1] = slice(start=0, size=-1) %x",),
+    "%y: f32[B, -1] has a negative size": ("%y: f32[B, -1] = index(axes=[b: B, c: -1], expr=$0[b, c]) %x",),
+    "slice 0..-1 of f32[B, 4]": ("%y: f32[B, -1] = slice(start=0, size=-1) %x",),
+    "slice: f32[B, 4] has no axis 2": ("%y: f32[B, 4] = slice(start=0, size=4, axis=2) %x",),
+    "top 5 of f32[B, 4]": ("%y: int[B, 5] = top(count=5) %x",),
+    "calibrated: int[B] is not real": ("%y: int[B] = calibrated(path=a) %n",),
+    "calibrated a: the path is taken": ("%y: f32[B, 4] = calibrated(path=a) %x", "%z: f32[B, 4] = calibrated(path=a) %x"),
+    "calibrated b: the path is taken": ("%u: f32[4] = param b ones", "%y: f32[B, 4] = calibrated(path=b) %x"),
+    "rounded: f32[B, 4] to low_rank": ("%y: f32[B, 4] = rounded(format=low_rank(rank=2)) %x",),
+    "function: apportion with the settings ['heads'], not ['total']": (
+        "%u: f32[4] = param a.w ones", "%y: int[4] = function(fn=apportion, settings=[heads=8]) %u",
+    ),
+    "function: apportion: total = 0.5 is no int": (
+        "%u: f32[4] = param a.w ones", "%y: int[4] = function(fn=apportion, settings=[total=0.5]) %u",
+    ),
+    "`guess` is no registered function": ("%y: int[4] = function(fn=guess) %x",),
+    "recurrence: decay soft": (
+        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=soft) %q, %q, %q",
+    ),
+    "recurrence: a decay f32[B, 4] per token": (
+        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=token) %q, %q, %q, %x",
+    ),
     "%y: f32[M, 4] uses the length ['M'], which no input's shape has": (
         "%y: f32[M, 4] = index(axes=[m: M, c: 4], expr=$0[m, c]) %x",
     ),
@@ -57,7 +86,12 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "score: `and` takes booleans; `q` is integer": ("%y: f32[B, 2, T, T] = score(formula=q and k) %s",),
     "score: $0.k reads int[B], the tokens are": ("%y: f32[B, 2, T, T] = score(formula=s * $0.k) %s, %n",),
     "score: $0[h] reads bool[B, T]": ("%y: f32[B, 2, T, T] = score(formula=if($0[h], s, 0.0)) %s, %r",),
-    "score: sum[h](s) outside an index equation": ("%y: f32[B, 2, T, T] = score(formula=sum[h](s)) %s",),
+    "score: nothing tells how far the index `d` goes": ("%y: f32[B, 2, T, T] = score(formula=sum[d](s)) %s",),
+    "score: `median` is no reduction": ("%y: f32[B, 2, T, T] = score(formula=median[d]($0.q[h, d])) %s, %q",),
+    "score: `inf` is no name for an index": ("%y: f32[B, 2, T, T] = score(formula=sum[inf]($0.q[h, 0])) %s, %q",),
+    "ffn: sum[d](u) where nothing is reduced": (
+        "%y: f32[B, 4] = ffn(activation=sum[d](u), gated=no, biased=no) %x, %w, %w",
+    ),
     "ffn: q stands for a token, and there is none": (
         "%y: f32[B, 4] = ffn(activation=u * q, gated=no, biased=no) %x, %w, %w",
     ),
@@ -77,7 +111,19 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "parameter a.w occurs 2 times": ("%u: f32[4] = param a.w ones", loop(starting("%u: f32[4] = param a.w ones"))),
     "parameter a.w.b lies inside parameter a.w": ("%u: f32[4] = param a.w ones", "%v: f32[4] = param a.w.b ones"),
     "parameter a.w: f32[B] is not a shape of numbers": ("%u: f32[B] = param a.w ones",),
-    "parameter a.w: `uniform` is no way to start": ("%u: f32[4] = param a.w uniform",),
+    "parameter a.w: `cauchy` is no way to start": ("%u: f32[4] = param a.w cauchy",),
+    "parameter a.w: uniform from 1.0 to 0.0": ("%u: f32[4] = param a.w uniform(1.0)",),
+    "parameter a.w: f32[4] has no rows": ("%u: f32[4] = param a.w orthogonal(1.0)",),
+    "parameter a.w: f32[4] does not begin with its turns [3]": ("%u: f32[4] = param a.w ones each [layer: 3]",),
+    "parameter a.w: int[4] kept as int8": ("%u: int[4] = param a.w ones frozen as int8",),
+    "parameter a.w: mx with group = 0": ("%u: f32[4] = param a.w ones as mx(group=0)",),
+    "parameter a.w: fp8 has no variant `e1m6`, only e4m3, e5m2": ("%u: f32[4] = param a.w ones as fp8(variant=e1m6)",),
+    "parameter a.w: int8 has no per `head`": ("%u: f32[4] = param a.w ones as int8(per=head)",),
+    "parameter a.w: nm(n=3, m=2) keeps more than there are": ("%u: f32[4] = param a.w ones as nm(n=3, m=2)",),
+    "parameter a.w: int8: group = True is no int": ("%u: f32[4] = param a.w ones as int8(group=yes)",),
+    "parameter a.w: kmeans: rounds = 0.5 is no int": ("%u: f32[4] = param a.w ones fit kmeans(rounds=0.5)",),
+    # reports
+    "a.b is reported twice in p": ("report a.b = %x", "report a.b = %n"),
     "parameter a.w: int[4] cannot be trained": ("%u: int[4] = param a.w ones",),
     "parameter a.w: a table of 2 numbers for f32[2, 2]": ("%u: f32[2, 2] = param a.w table([0.5, 1.0])",),
     # repeats
@@ -91,6 +137,21 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "repeat: 1 results of the body for 0 carries": (loop(attributes="count=2, label=layer, carries=0"),),
     "repeat: an input of the body has a default": (
         loop(PASS.replace("f32[B, 4])", "f32[B, 4], %l: int[B] = T)"), args="%x, %n"),
+    ),
+    "repeat gives f32[B, 4], f32[2, B, 4], bound as f32[B, 4]": (loop(starting("report layer.x = %x")),),
+    # routes
+    "route: 0 copies": (route(attributes="count=0, label=experts"),),
+    "route: choices f32[B, T, 2] do not fit the tokens": (route(args="%tokens, %d, %d"),),
+    "route: weights int[B, T, 2] do not fit the choices": (route(args="%tokens, %c, %c"),),
+    "route: the body takes ['f32[B, T, 4]'], not ['f32[B, T, 4]', 'int[B]']": (route(args="%tokens, %c, %d, %n"),),
+    "route: the body gives ['f32[T, B, 4]'] for the tokens": (
+        route(COPY.replace("{", "{ %y: f32[T, B, 4] = reshape(shape=[T, B, 4]) %x").replace("return %x", "return %y")),
+    ),
+    "route: a report within": (route(COPY.replace("{", "{ report experts.x = %x")),),
+    "route: an input of the body has a default": (route(COPY.replace("f32[B, T, 4])", "int[B, T, 4] = T)")),),
+    "%x is bound twice in experts": (route(COPY.replace("{", "{ %x: f32[B, T, 4] = abs %x")),),
+    "parameter b.w occurs 2 times": (
+        "%u: f32[4] = param b.w ones", route(COPY.replace("{", "{ %u: f32[4] = param b.w ones")),
     ),
 }
 """What breaks an invariant and can be written down as text."""
@@ -130,6 +191,13 @@ MADE: dict[str, Callable[[], Program]] = {
         Elementwise(fn="not"), replace(value("r"), name="x")
     ),
     "result of p: %z is used before it is bound": lambda: replace(program(), results=(replace(value("x"), name="z"),)),
+    "report a: %z is used before it is bound": lambda: replace(
+        program(), reports=(("a", replace(value("x"), name="z")),)
+    ),
+    "`a b` is no path for a report": lambda: replace(program(), reports=(("a b", value("x")),)),
+    "calibrated: `a b` is no path": lambda: bound(Calibrated(path="a b"), value("x")),
+    "rounded: `int3` is no format": lambda: bound(Rounded(format=Format("int3")), value("x")),
+    "rounded: int8 with the settings [], not ['group'": lambda: bound(Rounded(format=Format("int8")), value("x")),
     "p has no results": lambda: replace(program(), results=()),
     "Other is no operation of the IR": lambda: bound(Other(), value("x")),
     "`gelu` is no primitive": lambda: bound(Elementwise(fn="gelu"), value("x")),
@@ -138,6 +206,12 @@ MADE: dict[str, Callable[[], Program]] = {
         program(), eqns=(Eqn((Value("y", value("x").type),), Constant(value=float("nan"), dtype=DType.F32), ()),)
     ),
     "score: q.segment is a field": lambda: scored(Field("q", "segment")),
+    "parameter a.w: `int3` is no format": lambda: replace(
+        program(), params=(Param("a.w", Value("u", value("w").type), Init("ones"), format=Format("int3")),)
+    ),
+    "parameter a.w: `guess` fits nothing": lambda: replace(
+        program(), params=(Param("a.w", Value("u", value("w").type), Init("ones"), fit=Fit("guess")),)
+    ),
     "score: `t` means nothing in t": lambda: scored(Var("t", Kind.REAL)),
     "score: `s` is real, not integer": lambda: scored(Var("s", Kind.INT)),
     "score: slot $1 of 1 operands": lambda: scored(Load(1, "k", Kind.REAL)),
@@ -160,6 +234,7 @@ def test_the_inputs_alone_are_a_program():
     """So each fault above is the fault."""
     verify(program())
     verify(program(loop()))
+    verify(program(route()))
 
 
 def test_the_equations_around_are_shown():

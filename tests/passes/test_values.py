@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfc.backends.reference.program import evaluate
-from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Reduction, Repeat, Scores, promote
+from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Recurrence, Reduction, Repeat, Route, Scores, promote
 from tfc.ir.param_map import IDENTITY, Add, MatVec, ParamMap, ScaleRows, Source, Sub, UnscaleRows, parts, substitute
 from tfc.ir.param_map import Expr as ParamExpr
 from tfc.ir.program import Precision, Program
@@ -158,6 +158,11 @@ def test_precision_only_casts(asked: tuple[DType, DType], data: st.DataObject):
                 wanted = compute
             case Attention():
                 wanted, types = compute, types[:3]
+            case Recurrence(decay=decay):
+                assert decay == "none" or types[3].dtype is promote([types[3].dtype, reduce])
+                wanted, types = compute, types[:3]
+            case Route():
+                wanted, types = compute, types[:1]
             case Mix():
                 wanted, types = compute, types[1:]
             case Reduction():  # or wider, where what is reduced is
@@ -179,7 +184,7 @@ def operands(program: Program) -> Iterator[tuple[Op, list[TensorType]]]:
     """Every equation's operation and its operands' types, bodies' too."""
     for eqn in program.eqns:
         yield eqn.op, [a.type for a in eqn.args]
-        if isinstance(eqn.op, Repeat):
+        if isinstance(eqn.op, Repeat | Route):
             yield from operands(eqn.op.body)
 
 

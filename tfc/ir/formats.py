@@ -123,6 +123,7 @@ class Rounded(Op):
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         (x,) = operands
-        if not (x.dtype.floating and x.rank > 0 and FORMATS[self.format.name].rounds):
-            raise IRError(f"rounded: {x} to {self.format}")
+        known = FORMATS.get(self.format.name)
+        if not (x.dtype.floating and x.rank > 0 and known is not None and known.rounds):
+            raise IRError(f"rounded: {x} to {self.format.name}")
         return (x,)

@@ -154,11 +154,13 @@ def _called(name: str, settings: _Settings, defaults: Mapping[str, Setting | typ
 
 
 def _format(format: Format) -> str:
-    return _called(format.name, format.settings, FORMATS[format.name].settings)
+    known = FORMATS.get(format.name)  # what verify refuses is shown too
+    return _called(format.name, format.settings, known.settings if known else {})
 
 
 def _fit(fit: Fit) -> str:
-    return _called(fit.name, fit.settings, FITTERS[fit.name].settings)
+    known = FITTERS.get(fit.name)
+    return _called(fit.name, fit.settings, known.settings if known else {})
 
 
 def _read_called(
