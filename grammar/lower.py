@@ -11,12 +11,14 @@ from tfc.diagnostics import Diagnostic, Edit, TfcError, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering import calls
 from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.changes import check_reached
 from tfc.grammar.lowering.check import check_names
 from tfc.grammar.lowering.choices import alternatives, check_chosen
 from tfc.grammar.lowering.components import component_of
 from tfc.grammar.lowering.evaluate import argument, derive, evaluate
 from tfc.grammar.lowering.inputs import type_of
 from tfc.grammar.lowering.library import Library, core_scope, imported
+from tfc.grammar.lowering.mend import mended
 from tfc.grammar.lowering.names import names_map
 from tfc.grammar.lowering.params import make_param
 from tfc.grammar.lowering.scope import FileScope, Scope, name_span
@@ -86,7 +88,7 @@ def lower(
             session.report(Diagnostic("E504", "nested too deeply to be understood", module.span))
             lowered = None
     if session.diagnostics or lowered is None:
-        raise TfcError(*sorted(session.diagnostics, key=_in_text_order))
+        raise TfcError(*mended(sorted(session.diagnostics, key=_in_text_order), module))
     return replace(lowered, warnings=tuple(session.warnings))
 
 
@@ -183,7 +185,7 @@ class _Lowering:
         if self.session.seen is not None:
             self.session.seen.enter(block, self.root, frame.scope)
         result = run_body(block.body, frame, block)
-        calls.check_reached(frame, component)
+        check_reached(frame, component.name)
         program = self.builder.finish(
             component.name, _results(result, entered), self.session.precision, _doc(entered, block)
         )  # fmt: skip

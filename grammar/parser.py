@@ -69,7 +69,7 @@ def _read_file(path: str | Path) -> bytes:
 
 
 def _read_pipe(path: str | Path) -> bytes:
-    """What a pipe holds, `tfc check <(command)`. Raises OSError where nobody writes to it, instead of waiting forever."""
+    """What a pipe holds, `tfc check <(command)`. Raises OSError where nobody writes to it, instead of waiting."""
     pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         for _ in range(20):

@@ -202,7 +202,8 @@ def _library() -> Iterator[str]:
             doc = " ".join((item.doc or "").split("\n"))
             yield f"**`{item.name}`** {doc}"
             yield f"```\n{_signature(item)}\n```"
-            yield f"Example: `{CALLS[item.name]}`"
+            if item.name in CALLS:  # a test asks for one of each
+                yield f"Example: `{CALLS[item.name]}`"
 
 
 def _signature(item: ast.Block | ast.Role) -> str:

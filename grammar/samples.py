@@ -7,7 +7,7 @@ __all__ = ["CALLS", "STAGE", "spec"]
 STAGE = """\
 tfm 1
 
-"Tokens x [B, T, 8] with their fields, a grid of 4 columns; ids [B, T]; an image [B, 8, 8, 3]."
+"Tokens x [B, T, 8] with their fields, a grid of 4 columns, y their heads; ids [B, T]; an image [B, 8, 8, 3]."
 model stage(x: real[B, T, 8], ids: int[B, T], image: real[B, 8, 8, 3]) {
   param slope[2] = normal(1)
   param near[9, 2] = normal(1)
@@ -23,6 +23,7 @@ model stage(x: real[B, T, 8], ids: int[B, T], image: real[B, 8, 8, 3]) {
   column[t: length(x)] = t % 4
   row[t: length(x)] = t // 4
   x = tag(x, segment = segment, real = real, global = global, size = size, y = row, x = column)
+  y = split(x, 2)
   return CALL
 }
 """
@@ -121,9 +122,9 @@ CALLS: Mapping[str, str] = {
     "softmaxed": "linear_attention(x, heads = 2, feature = softmaxed)",
     "favor": "linear_attention(x, heads = 2, feature = favor(w, scale = 4 ^ -0.25))",
     "random_relu": "linear_attention(x, heads = 2, feature = random_relu(w))",
-    "retention": "recur(split(x, 2), split(x, 2), split(x, 2), decay = retention)",
-    "gated": "recur(tag(split(x, 2), gate = split(-abs(x), 2)), split(x, 2), split(x, 2), decay = gated)",
-    "selective": "recur(tag(split(x, 2), step = cut(x ^ 2, 0, 2)), split(x, 2), split(x, 2), decay = selective(slope))",
+    "retention": "recur(y, y, y, decay = retention)",
+    "gated": "recur(tag(y, gate = split(-abs(x), 2)), y, y, decay = gated)",
+    "selective": "recur(tag(y, step = cut(x ^ 2, 0, 2)), y, y, decay = selective(slope))",
     # convolutions
     "places1d": "places1d(x, kernel = 3, stride = 2)",
     "places2d": "places2d(x, columns = 4, kernel = 3)",
@@ -140,6 +141,7 @@ CALLS: Mapping[str, str] = {
     "avg_pool": "avg_pool(x, places1d(x, kernel = 5))",
     "max_pool": "max_pool(x, places1d(x, kernel = 5))",
     "patches": "linear(patches(image, side = 2), 8)",
+    "squeeze_excite": "squeeze_excite(x, ratio = 2)",
     # tokens
     "shift": "shift(x, by = 2)",
     "mean_pool": "mean_pool(x)",

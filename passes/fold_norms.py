@@ -100,7 +100,8 @@ class _Folding:
                     f"{site.out}, the normalized value, is also read by {word(reader.op)} ({outs}), no linear map of it"
                 )
         if scope.reads.get(site.out, 0) != len(site.readers):
-            return f"{site.out}, the normalized value, is a result or reported"
+            told = "a result" if site.out in scope.program.results else "reported"
+            return f"{site.out}, the normalized value, is {told}"
         concerned = [p for p in (site.scale, site.bias) if p is not None]
         for reader in site.readers:
             operands = reader.args[1:] if site.bias else reader.args[1:2]

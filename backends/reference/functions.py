@@ -1,6 +1,7 @@
 """The registered array functions, as their definitions read."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ def function(op: ArrayFunction, real: Any, *operands: Array) -> tuple[Array]:
     return (DEFINED[op.fn](*operands, **dict(op.settings)),)
 
 
+@partial(jax.jit, static_argnames="total")
 def _apportion(norms: Array, total: int) -> Array:
     """`total` shared out in proportion to norms: rounded half to even, then one at a time taken from the largest
     share or given to the smallest, the first of equals, until the sum is right. Where norms have no proportion (all

@@ -1,5 +1,6 @@
 """The linear recurrence token by token, as its definition reads."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ def recurrence(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: A
     return (out[:, ::-1] if op.direction == "reverse" else out), state
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once, however often a program is evaluated
 def _steps(op: Recurrence, q: Array, k: Array, v: Array, factor: Array, runs: Array) -> tuple[Array, Array]:
     """One token after another; the state starts from zero, also where a run does."""
     batch, _, heads, keys = q.shape

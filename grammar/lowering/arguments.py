@@ -7,7 +7,7 @@ from types import MappingProxyType
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.numbers import whole
-from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.session import Frame, counted, fail
 from tfc.grammar.lowering.values import Given, Meaning, Tensor, describe, is_number
 from tfc.ir.ops import Op
 from tfc.ir.types import Size
@@ -131,8 +131,8 @@ def call(
     inputs = [n.rstrip("?") for n in function.inputs]
     if len(positional) > len(inputs) and not function.many:
         fail(
-            "E207", f"`{function.name}` takes {len(inputs)} arguments, not {len(positional)}", frame.at(node.span),
-            help=f"{function.name}({', '.join(inputs)})",
+            "E207", f"`{function.name}` takes {counted(len(inputs), 'argument')}, not {len(positional)}",
+            frame.at(node.span), help=f"{function.name}({', '.join(inputs)})",
         )  # fmt: skip
     given = dict(zip(inputs, positional, strict=False))
     extra: dict[str, Given] = {}

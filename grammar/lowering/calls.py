@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
-from tfc.grammar.lowering.changes import change_inside, reach_in
+from tfc.grammar.lowering.changes import change_inside, check_reached, reach_in
 from tfc.grammar.lowering.choices import check_chosen
 from tfc.grammar.lowering.evaluate import argument
 from tfc.grammar.lowering.inputs import bind_type
 from tfc.grammar.lowering.scope import FileScope, Scope
 from tfc.grammar.lowering.segments import head, segments
-from tfc.grammar.lowering.session import Frame, fail, is_library
+from tfc.grammar.lowering.session import Frame, counted, fail, is_library
 from tfc.grammar.lowering.statements import run_body
 from tfc.grammar.lowering.values import Change, Component, Meaning, Place, Tensor
 from tfc.source import Span
 
-__all__ = ["Changes", "apply", "bind_input", "check_reached", "inline", "inside", "with_lets"]
+__all__ = ["Changes", "apply", "bind_input", "inline", "inside", "with_lets"]
 
 Changes = dict[tuple[str, ...], Change]
 Explicit = dict[str, tuple[Meaning, Span]]
@@ -52,7 +52,7 @@ def apply(
         frame.session.seen.enter(block, place, scope)
     made = len(frame.builder.eqns)
     value = run_body(block.body, inner, block)
-    check_reached(inner, component)
+    check_reached(inner, component.name)
     if isinstance(value, Tensor) and len(frame.builder.eqns) > made:
         frame.builder.rename(value, segment)
     return value
@@ -97,8 +97,8 @@ def _arguments(
         if name is None:
             if position >= len(inputs):
                 fail(
-                    "E207", f"`{component.name}` takes {len(inputs)} inputs, not {position + 1}", frame.at(arg.span),
-                    help=f"{block.name}({', '.join(inputs)})",
+                    "E207", f"`{component.name}` takes {counted(len(inputs), 'input')}, not {position + 1}",
+                    frame.at(arg.span), help=f"{block.name}({', '.join(inputs)})",
                     notes=(Note("it is declared here", head(block)),),
                 )  # fmt: skip
             name, position = inputs[position], position + 1
@@ -182,9 +182,3 @@ def inside(block: ast.Block, changes: Changes) -> tuple[Change, ...]:
         return ()
     inner = set(segments(block))
     return tuple(c for c in changes.values() if c.path[0] not in inputs and c.path[0] in inner)
-
-
-def check_reached(inner: Frame, component: Component) -> None:
-    for change in inner.inside:
-        if change.path[0] not in inner.seen_inside:
-            fail("E204", f"`{component.name}` was not reached at `{change.path[0]}`", change.span)

@@ -1,5 +1,6 @@
 """Changes of a derivation that reach inside: `q.biased = yes` into the component given for `q`, or into a body."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from tfc.diagnostics import Edit, closest
@@ -7,7 +8,7 @@ from tfc.grammar.lowering.segments import did_you_mean, segments
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import Change, Component, Meaning, describe
 
-__all__ = ["change_inside", "reach_in"]
+__all__ = ["change_inside", "check_reached", "reach_in"]
 
 
 def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: str) -> Meaning:
@@ -21,6 +22,18 @@ def change_inside(value: Meaning, path: tuple[str, ...], change: Change, name: s
         edits = (Edit(at, near),) if near else ()
         fail("E204", f"`{name}` has no attribute `{path[0]}`", at, help=did_you_mean(near), edits=edits)
     return replace(value, changes=(*kept, Change(path, change.value, change.span, change.setting)))
+
+
+def check_reached(inner: Frame, what: str, seen: Collection[str] | None = None) -> None:
+    """Every change that reaches into a body must have met what it names there. `seen`: what the body's turns met."""
+    for change in inner.inside:
+        if change.path[0] in (inner.seen_inside if seen is None else seen):
+            continue
+        known, at = sorted(inner.uses), change.key(change.path[0])
+        near = closest(change.path[0], known)
+        have = did_you_mean(near) if near else f"it has {', '.join(known)}" if known else ""
+        edits = (Edit(at, near),) if near else ()
+        fail("E204", f"nothing in `{what}` is called `{change.path[0]}`", at, help=have, edits=edits)
 
 
 def reach_in(component: Component, segment: str, frame: Frame) -> Component:

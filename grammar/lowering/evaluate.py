@@ -15,7 +15,7 @@ from tfc.grammar.lowering.ranges import bind_range, fresh_index
 from tfc.grammar.lowering.roles import LEADING, check_reads, checked_role, dot, element, implicit, part_of_implicit
 from tfc.grammar.lowering.scope import IMPLICIT, RESERVED, ROLES, FileScope, Scope, unknown
 from tfc.grammar.lowering.segments import check_path, did_you_mean
-from tfc.grammar.lowering.session import LIMITS, Frame, fail, is_library, refuse
+from tfc.grammar.lowering.session import LIMITS, Frame, counted, fail, is_library, refuse
 from tfc.grammar.lowering.values import (
     Builtin,
     Change,
@@ -125,8 +125,8 @@ def _list(node: ast.List, items: Sequence[ast.Expr], frame: Frame) -> tuple[Mean
         fail("E502", f"a list of {len(items)} elements; at most {LIMITS['list']} are allowed", node.span)
     values = tuple(evaluate(item, frame) for item in items)
     for item, value in zip(items, values, strict=True):
-        if isinstance(value, tuple):
-            refuse("a list of lists", item.span)
+        if isinstance(value, tuple) and any(isinstance(v, tuple) for v in value):
+            refuse("a list of lists of lists", item.span)
     return values
 
 
@@ -351,7 +351,7 @@ def _primitive(name: str, node: ast.Call, frame: Frame) -> Meaning:
     if named:
         fail("E204", f"`{name}` has no input `{named.name}`", frame.at(named.span))
     if len(node.arguments) != arity:
-        fail("E207", f"`{name}` takes {arity} arguments, not {len(node.arguments)}", frame.at(node.span))
+        fail("E207", f"`{name}` takes {counted(arity, 'argument')}, not {len(node.arguments)}", frame.at(node.span))
     return operate(name, [(operand(a.value, frame), a.value.span) for a in node.arguments], node.span, frame)
 
 
@@ -461,7 +461,8 @@ def _role_arguments(
         name = arg.name
         if name is None:
             if position >= len(inputs):
-                fail("E207", f"`{decl.name}` takes {len(inputs)} inputs, not {position + 1}", frame.at(arg.span))
+                takes = counted(len(inputs), "input")
+                fail("E207", f"`{decl.name}` takes {takes}, not {position + 1}", frame.at(arg.span))
             name, position = inputs[position], position + 1
         value = operand(arg.value, frame)
         if name in inputs:
@@ -486,11 +487,12 @@ def derive(base: Meaning, changes: Sequence[ast.Setting], span: Span, frame: Fra
     if not isinstance(base, Component):
         fail("E305", f"`{span.text}`: {describe(base)} cannot be derived from", frame.at(span))
     made: dict[tuple[str, ...], Change] = {c.path: c for c in base.changes}
+    first: dict[tuple[str, ...], Span] = {}
     for setting in changes:
         check_path(base, setting)
-        if any(c.path == setting.path and c.span.source is setting.span.source and c.span in
-               (s.span for s in changes) for c in made.values()):  # fmt: skip
-            fail("E214", f"`{'.'.join(setting.path)}` is given twice", setting.span)
+        if first.setdefault(setting.path, setting.span) is not setting.span:
+            fail("E214", f"`{'.'.join(setting.path)}` is given twice", setting.span,
+                 notes=(Note("first here", first[setting.path]),))  # fmt: skip
         value = argument(setting.path[-1], setting.value, frame)
         for path in [p for p in made if p[: len(setting.path)] == setting.path]:
             del made[path]  # a later whole replaces earlier parts

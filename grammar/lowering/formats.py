@@ -5,7 +5,7 @@ from typing import cast
 
 from tfc.diagnostics import Edit, closest
 from tfc.grammar.lowering.arguments import Call
-from tfc.grammar.lowering.session import Frame, fail
+from tfc.grammar.lowering.session import Frame, counted, fail
 from tfc.grammar.lowering.values import NOTHING, Given, Kept, Meaning, describe, is_number
 from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Fitter, Format, FormatKind, Rounded
 from tfc.source import Span
@@ -46,7 +46,8 @@ def called(
     known = [*row.settings, *(["fit"] if isinstance(row, FormatKind) else [])]
     shown = f"{name}({', '.join(row.settings)})" if row.settings else name
     if len(positional) > len(row.settings):
-        fail("E207", f"`{name}` takes {len(row.settings)} settings, not {len(positional)}", frame.at(span), help=shown)
+        takes = counted(len(row.settings), "setting")
+        fail("E207", f"`{name}` takes {takes}, not {len(positional)}", frame.at(span), help=shown)
     given = dict(zip(row.settings, positional, strict=False))
     for key, value in named.items():
         if key not in known:

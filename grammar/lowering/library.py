@@ -17,7 +17,7 @@ from tfc.ir.program import Init
 from tfc.ir.types import DType
 from tfc.source import Source
 
-__all__ = ["MAX_IMPORTS", "Library", "core_scope", "imported", "library_items"]
+__all__ = ["MAX_IMPORTS", "Library", "core_scope", "imported", "library_item", "library_items"]
 
 MAX_IMPORTS = 16
 """How deep files may import files."""
@@ -74,7 +74,7 @@ def _with_doc(text: str, start: int) -> int:
 
 
 @cache
-def _library_item(name: str) -> ast.Item:
+def library_item(name: str) -> ast.Item:
     """One item, parsed alone; its places are those in its file. Raises RuntimeError where the library is broken."""
     file, start, end = library_items()[name]
     text = _library_text(file)
@@ -98,7 +98,7 @@ class Library(FileScope):
 
     def own(self, name: str) -> Meaning | None:
         if name not in self.names and name in library_items() and name not in self.items:
-            item = _library_item(name)
+            item = library_item(name)
             self.items[name] = item
             self.origins[name] = item.span
         return super().own(name)

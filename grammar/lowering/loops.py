@@ -8,6 +8,7 @@ from tfc.diagnostics import Note
 from tfc.grammar import ast
 from tfc.grammar.lowering.algebra import tensor_of
 from tfc.grammar.lowering.assemble import Builder
+from tfc.grammar.lowering.changes import check_reached
 from tfc.grammar.lowering.evaluate import evaluate
 from tfc.grammar.lowering.scope import Scope
 from tfc.grammar.lowering.segments import names_read, read_first, targets
@@ -106,6 +107,7 @@ def _rolled(
         later=later, reported={},
     )  # fmt: skip
     run(item.body, inner)
+    check_reached(inner, item.name)
     ends = [_end(name, start, scope, item, frame) for name, start in zip(carried, outer, strict=True)]
     body = builder.finish(item.name, tuple(ends), Precision())
     for name in targets(item.body):
@@ -172,6 +174,7 @@ def _end(name: str, start: Tensor, scope: Scope, item: ast.Repeat, frame: Frame)
 def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: Frame, run: Run) -> None:
     """One turn after another, each with a place of its own: `layer.0`, `layer.1`, .."""
     inside = _reached(item, frame)
+    seen: set[str] = set()
     for i, element in enumerate(over):
         frame.session.count("turns written out", frame.at(item.span))
         scope = Scope(frame.scope)
@@ -180,6 +183,9 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
             frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set(), reported={}
         )  # fmt: skip
         run(item.body, inner)
+        seen |= inner.seen_inside
+        if i == len(over) - 1:
+            check_reached(inner, item.name, seen)
         for name in targets(item.body):
             if name not in scope.names:
                 continue

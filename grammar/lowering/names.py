@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from tfc.diagnostics import Edit, Note, closest
-from tfc.formula.expr import Apply, Const, Expr, Kind, Var
+from tfc.formula.expr import Apply, Const, Expr, Kind, Var, walk
 from tfc.grammar import ast
 from tfc.grammar.lowering.session import LIMITS, Session, fail
 from tfc.grammar.lowering.values import Failed
@@ -36,8 +36,14 @@ def names_map(item: ast.Names, stored: tuple[Stored, ...], session: Session) -> 
 
 
 def _check(entry: NameEntry, pair: ast.NamePair, stored: tuple[Stored, ...], seen: dict[str, Span]) -> None:
-    """Names written out: every loop of a parameter must be in the pattern, and no name may come twice."""
+    """Names written out: every loop of a parameter must be in the pattern, and no name may come twice.
+
+    A pattern that computes with every loop, `{layer % 6}`, says itself that turns share an array: a grown stack.
+    """
     rows = NamesMap("", (entry,)).each(stored)
+    inside = [piece for piece in entry.theirs if isinstance(piece, Expr)]
+    loops = {n.name for piece in inside for n in walk(piece) if isinstance(n, Var)}
+    computed = any(isinstance(piece, Apply) for piece in inside)
     while True:
         try:
             row = next(rows, None)
@@ -45,7 +51,7 @@ def _check(entry: NameEntry, pair: ast.NamePair, stored: tuple[Stored, ...], see
             fail("E612", str(error), pair.span, help="the loops of our path may stand in braces: `{layer}`")
         if row is None:
             return
-        if row.theirs in seen:
+        if row.theirs in seen and not (computed and len(loops) == len(row.turns) and seen[row.theirs] == pair.span):
             notes = (Note("first here", seen[row.theirs]),) if seen[row.theirs] != pair.span else ()
             fail(
                 "E613", f'the name "{row.theirs}" comes twice', pair.span, notes=notes,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfc.grammar.lowering.scope import Scope
     from tfc.grammar.lowering.seen import Seen
 
-__all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "fail", "is_library", "refuse"]
+__all__ = ["LIBRARY", "LIMITS", "Frame", "Session", "Use", "counted", "fail", "is_library", "refuse"]
 
 LIMITS: Mapping[str, int] = {
     "operations": 10_000,  # equations of the whole program, repeat bodies once
@@ -52,6 +52,11 @@ def fail(
 ) -> NoReturn:
     """Raise a complaint, to be collected by the statement it stands in."""
     raise Failed(Diagnostic(code, message, span, help=help, notes=notes, edits=edits))
+
+
+def counted(count: int, what: str) -> str:
+    """`1 input`, `3 inputs`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def refuse(what: str, span: Span, help: str = "") -> NoReturn:

@@ -204,7 +204,8 @@ class Builder:
         kind, name, inputs, equals, value = children
         word = self._word(kind)
         if word not in ROLES:
-            help, edits = "with inputs: a `block`, or a formula: " + ", ".join(f"`{role}`" for role in ROLES), ()
+            help = "with inputs: a `block`, or a formula: " + ", ".join(f"`{role}`" for role in ROLES)
+            edits: tuple[Edit, ...] = ()
             if word in BODIED:
                 help = f"the body of {_a(word)} stands between braces and ends in `return`"
                 if not isinstance(value, ast.Derived):
@@ -217,13 +218,16 @@ class Builder:
         kind, name, inputs, body = children
         word = self._word(kind)
         if word not in BODIED:
-            help, edits = "equations stand in a `block` or a `model`", ()
+            help = "equations stand in a `block` or a `model`"
+            edits: tuple[Edit, ...] = ()
             if word in ROLES:
                 help = f"{_a(word)} is a formula: `{word} {short(str(name))}(...) = ...`"
             else:  # `def f(x) { .. }`, `layer f(x) { .. }`: with typed inputs it is what one enters by
-                typed = inputs.items and all(i.type is not None for i in inputs.items)
-                edits = (Edit(self._at(kind), "model" if typed else "block"),)
-            self._wrong_kind(kind, BODIED, f"{_a(word)} has no body", help, *edits)
+                new = "model" if inputs.items and all(i.type is not None for i in inputs.items) else "block"
+                help = f"{help}: write `{new} {short(str(name))}(...)`"
+                edits = (Edit(self._at(kind), new),)
+            message = f"{_a(word)} has no body" if word in ROLES else f"`{short(word)}` opens no body"
+            self._wrong_kind(kind, BODIED, message, help, *edits)
         return ast.Block(
             kind=word, name=self._word(name), inputs=inputs.items, body=body.items, span=self._span(children)
         )

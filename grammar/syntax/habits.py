@@ -83,7 +83,7 @@ def _attributes_in_parentheses(site: Site) -> Iterator[Diagnostic]:
     if opener is None or end is None or (end + 1 < len(tokens) and not tokens[end + 1].first):
         return
     head = [t.text for t in tokens[start:opener]]
-    if site.brackets and site.brackets[0] < start or not head or head[0] in RESERVED:
+    if (site.brackets and site.brackets[0] < start) or not head or head[0] in RESERVED:
         return
     source = site.scanned.source
     if len(head) == 2 and tokens[start + 1].kind == "name" and head[0] not in (*ROLES, *BODIED):
@@ -126,7 +126,8 @@ def _python_loop(site: Site) -> Iterator[Diagnostic]:
 
 def _times(site: Site) -> Iterator[Diagnostic]:
     """`repeat 12 times {`, `repeat 12 layers {`."""
-    if site.is_name(0) and site.text(1) == "{" and any(t.text == "repeat" for t in site.tokens[site.line_start : site.here]):
+    line = [t.text for t in site.tokens[site.line_start : site.here]]
+    if site.is_name(0) and site.text(1) == "{" and "repeat" in line:
         word = site.text()
         new = "as layer" if word == "times" else f"as {word}"
         help = f"the turns have a name: `repeat 12 {new} {{ ... }}`"
@@ -164,6 +165,20 @@ def _conditional(site: Site) -> Iterator[Diagnostic]:
     yield Diagnostic(code="E109", message=message, span=site.span(tokens[middle]), help=help, edits=edits)
 
 
+def _product(site: Site) -> Iterator[Diagnostic]:
+    """`4 width`, `4(width)`: a product without its sign."""
+    for i in range(site.here, max(0, site.here - 4), -1):
+        if i >= len(site.tokens) or site.tokens[i - 1].kind != "number" or site.tokens[i].first:
+            continue
+        number, factor = site.tokens[i - 1], site.tokens[i]
+        if (factor.kind == "name" and factor.text not in RESERVED) or factor.text == "(":
+            between = Span(site.scanned.source, number.end, factor.start)
+            help = f"write `{short(number.text)} * {short(factor.text)}`"
+            message = "a product without its sign"
+            edits = (Edit(between, " * "),)
+            yield Diagnostic(code="E110", message=message, span=site.span(factor), help=help, edits=edits)
+
+
 HABITS = (
     _bare_value,
     _body_by_layout,
@@ -172,4 +187,5 @@ HABITS = (
     _python_loop,
     _times,
     _conditional,
+    _product,
 )

@@ -104,7 +104,7 @@ def test_gated_linear_attention() -> None:
     gate = np.log(sigmoid(X @ p["decay_down.weight"] @ p["decay.weight"] + p["decay.bias"])) / 16
     q, k, v = (heads(X @ p[f"{n}.weight"]) for n in "qkv")
     o = recurred(q, k, v, heads(gate), SEGMENT) * 2**-0.5
-    o = rms(o, 1e-5) * p["norm.norm.scale"] * silu(heads(X @ p["gate.weight"]))
+    o = rms(o, 1e-5) * p["norm.scale"] * silu(heads(X @ p["gate.weight"]))
     close(y, join(o) @ p["out.weight"])
 
 
@@ -118,7 +118,7 @@ def test_mamba2() -> None:
     dt = np.log1p(np.exp(X @ p["step_in.weight"] + p["step"]))
     k, q = np.repeat(writes, 2, 2) * dt[..., None], np.repeat(reads, 2, 2)
     o = recurred(q, k, v, (-np.exp(p["rate"]) * dt)[..., None], SEGMENT) + p["skip"][:, None] * v
-    o = rms(join(o) * silu(X @ p["gate.weight"]), 1e-5) * p["norm.norm.scale"]
+    o = rms(join(o) * silu(X @ p["gate.weight"]), 1e-5) * p["norm.scale"]
     close(y, o @ p["out.weight"])
 
 
@@ -199,3 +199,9 @@ def test_patches() -> None:
     np.testing.assert_array_equal(found[0, 0] > 0, away < 4)
     merged = X.reshape(B, 2, 2, 2, 2, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, 4, 4 * C)
     close(value("unfold2d(x, columns = 4)")[0], merged)
+
+
+def test_squeeze_and_excitation() -> None:
+    y, p = value("squeeze_excite(x, ratio = 2)")
+    hidden = np.maximum(X.mean(1) @ p["down.weight"] + p["down.bias"], 0)
+    close(y, X * sigmoid(hidden @ p["up.weight"] + p["up.bias"])[:, None])

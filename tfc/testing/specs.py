@@ -30,7 +30,14 @@ def read_head(path: Path) -> Head:
 
 def _pairs(text: str) -> dict[str, str]:
     """`a=1, b=2`; a comma within brackets separates nothing."""
-    parts = [p.strip() for p in re.split(r",(?![^\[(]*[\])])", text) if p.strip()]
+    depth, parts = 0, [""]
+    for char in text:
+        depth += (char in "[(") - (char in "])")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    parts = [p.strip() for p in parts if p.strip()]
     if not all("=" in p for p in parts):
         raise ValueError(f"`{text.strip()}`: `name=value`, separated by commas")
     return {k.strip(): v.strip() for k, v in (p.split("=", 1) for p in parts)}

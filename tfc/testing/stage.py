@@ -72,11 +72,12 @@ def close(found: Array, expected: Array, atol: float = 1e-11) -> None:
 
 
 def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+    y: Array = 1 / (1 + np.exp(-x))
+    return y
 
 
 def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    return x * sigmoid(x)
 
 
 def softmax(x: Array) -> Array:
