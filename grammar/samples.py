@@ -141,6 +141,7 @@ CALLS: Mapping[str, str] = {
     "avg_pool": "avg_pool(x, places1d(x, kernel = 5))",
     "max_pool": "max_pool(x, places1d(x, kernel = 5))",
     "patches": "linear(patches(image, side = 2), 8)",
+    "upsample2d": "upsample2d(x, columns = 4, factor = 2)",
     "squeeze_excite": "squeeze_excite(x, ratio = 2)",
     # tokens
     "shift": "shift(x, by = 2)",

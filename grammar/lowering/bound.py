@@ -171,8 +171,8 @@ class _Binding:
         """The head of a field that has heads: those of keys are shared by groups of query heads (arXiv:2305.13245)."""
         if size == self.heads:
             return H
-        if isinstance(size, int) and isinstance(self.heads, int) and size > 0 and self.heads % size == 0:
-            return Apply("floordiv", (H, Const(self.heads // size)))
+        if (share := _share(size, self.heads)) is not None:
+            return Apply("floordiv", (H, Const(share)))
         fail(
             "E404", f"`{node.name}` has {size} heads, the queries {self.heads}", self.frame.at(self.span(node)),
             notes=(Note(f"the field {held.type} is made here", held.span),),
@@ -186,12 +186,21 @@ class _Binding:
             if made.kind is not Kind.INT:
                 fail("E301", f"`{made.span.text}` is {made.kind}; an index is a whole number",
                      self.frame.at(made.span))  # fmt: skip
-            if isinstance(made.expr, Var) and made.expr.name in self.taken:
+            if made.expr == H or (isinstance(made.expr, Var) and made.expr.name in self.taken):
                 self._ranges(made.expr.name, index, size, held)
             out.append(made.expr)
         return tuple(out)
 
     def _ranges(self, name: str, index: Expr, size: Size, held: Tensor) -> None:
+        if index == H:
+            if size != self.heads:  # clamping would read another head
+                share = _share(size, self.heads)
+                fail(
+                    "E403", f"the head `h` ranges over {self.heads} and over {size}", self.frame.at(self.default),
+                    help=f"`h // {share}` reads one of the {size}" if share is not None else "",
+                    notes=(Note(f"{size} is a size of {held.type}, from here", held.span),),
+                )  # fmt: skip
+            return
         known, first = self.sizes.setdefault(name, (size, held))
         if known != size:
             written = index.name if isinstance(index, Var) else name
@@ -230,6 +239,12 @@ class _Binding:
             help=f"set it with `tag(x, {node.name} = ..)` on the sequence that {reader} reads",
             notes=(Note(f"the {what} come from here", x.span),),
         )  # fmt: skip
+
+
+def _share(size: Size, heads: Size) -> int | None:
+    """How many query heads read each of `size` heads; None where they do not divide."""
+    whole = isinstance(size, int) and isinstance(heads, int) and size > 0 and heads % size == 0
+    return heads // size if whole else None
 
 
 def _spellings(name: str) -> Iterator[str]:

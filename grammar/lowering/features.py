@@ -40,8 +40,7 @@ def apply_feature(given: Given | None, x: Tensor, node: ast.Call, frame: Frame) 
     formula = Formula(whole, formula.kind, formula.span)
     b, t, heads, width = x.type.shape
     owner = Tensor(x.value, x.home, x.span, {VECTOR: x})
-    bound = bind("feature", formula, {"q": owner}, heads, frame, open=("c", "h"))
-    _check_index(bound, "h", heads, "the head `h`", x, given.span, frame)
+    bound = bind("feature", formula, {"q": owner}, heads, frame, open=("c",))
     features = bound.sizes["c"][0] if "c" in bound.sizes else width
     axes = (("b", b), ("t", t), ("h", heads), ("c", features))
     return _equation(bound, axes, "features", given.span, frame, x)
@@ -60,9 +59,12 @@ def apply_decay(given: Given | None, q: Tensor, k: Tensor, node: ast.Call, frame
     if isinstance(given.value, Tensor) and given.value.type.shape:
         return _as_given(given.value, q, given.span, frame)
     formula = formula_of(given.value, given.span, frame)
-    bound = bind("decay", formula, {"q": q}, heads, frame, open=("c", "h"))
-    _check_index(bound, "h", heads, "the head `h`", q, given.span, frame)
-    _check_index(bound, "c", width, "the key channel `c`", q, given.span, frame)
+    bound = bind("decay", formula, {"q": q}, heads, frame, open=("c",))
+    found, held = bound.sizes.get("c", (width, q))
+    if found != width:
+        notes = (Note(f"{width} is a size of {q.type}, from here", q.span),
+                 Note(f"{found} is a size of {held.type}, from here", held.span))  # fmt: skip
+        fail("E403", f"the key channel `c` ranges over {width} and over {found}", frame.at(given.span), notes=notes)
     _check_sign(bound, heads, width, given.span, frame)
     every, nodes = (("b", b), ("t", t), ("h", heads), ("c", width)), list(walk(bound.expr))
     if C in nodes:
@@ -70,15 +72,6 @@ def apply_decay(given: Given | None, q: Tensor, k: Tensor, node: ast.Call, frame
     if any(isinstance(n, Token | Load) for n in nodes):
         return "token", _equation(bound, every[:3], "decay", given.span, frame, None)
     return "head", _equation(bound, every[2:3], "decay", given.span, frame, None)
-
-
-def _check_index(bound: Bound, name: str, size: Size, what: str, x: Tensor, span: Span, frame: Frame) -> None:
-    """An index of the result reads axes of its own size: clamping would read another head or channel instead."""
-    found, held = bound.sizes.get(name, (size, x))
-    if found != size:
-        notes = (Note(f"{size} is a size of {x.type}, from here", x.span),
-                 Note(f"{found} is a size of {held.type}, from here", held.span))  # fmt: skip
-        fail("E403", f"{what} ranges over {size} and over {found}", frame.at(span), notes=notes)
 
 
 def _as_given(decay: Tensor, q: Tensor, span: Span, frame: Frame) -> tuple[str, Tensor]:

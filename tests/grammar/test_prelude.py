@@ -26,7 +26,7 @@ ELEMENTARY = frozenset(
     """
     linear embed identity unit relu softplus log_sigmoid softmax log_softmax logsumexp clip causal unpadded blocks
     interpolated yarn_ramp alibi_slope places1d places2d depthwise_conv1d conv1d conv2d avg_pool1d max_pool1d
-    max_pool2d avg_pool max_pool shift mean_pool mean_real grid stretch keep cumsum
+    max_pool2d avg_pool max_pool upsample2d shift mean_pool mean_real grid stretch keep cumsum
 """.split()
 )
 """Entries for which no paper has to be named, or that are part of one that names it."""

@@ -205,3 +205,10 @@ def test_squeeze_and_excitation() -> None:
     y, p = value("squeeze_excite(x, ratio = 2)")
     hidden = np.maximum(X.mean(1) @ p["down.weight"] + p["down.bias"], 0)
     close(y, X * sigmoid(hidden @ p["up.weight"] + p["up.bias"])[:, None])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_upsampling(factor: int) -> None:
+    grid = jnp.asarray(X.reshape(B, 4, 4, C))
+    wanted = jax.image.resize(grid, (B, 4 * factor, 4 * factor, C), "bilinear")
+    close(value(f"upsample2d(x, columns = 4, factor = {factor})")[0], np.asarray(wanted).reshape(B, -1, C))

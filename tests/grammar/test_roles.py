@@ -197,6 +197,8 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
     "other heads": ("attend(tag(q, a = take(three, y)), far, v, score = dot(q.a, k.a))", "E404", "3 heads, the"),
     "no such field": ("attend(near, far, v, position = pos + pos.x)", "E306", "the tokens carry no field `x`"),
     "a boolean place": ("attend(near, far, v, position = pos.kept[c])", "E303", "`position` is a number"),
+    "a table of other heads": ("attend(near, far, v, score = s * r[0, h])", "E403", "`h` ranges over 4 and over 6"),
+    "key heads": ("attend(near, far, v, score = s + k.a[h, 0])", "E403", "`h` ranges over 4 and over 2"),
     "weights of three axes": ("mix(lag, v)", "E401", "weights f32.* do not fit v|batch and keys must agree"),
     "weights that are none": ("mix(y, v)", "E401", "`mix` takes weights as"),
     "heads of weights": ("mix(weights(near, far), take(three, z))", "E404|E401", "3|do not"),
@@ -224,7 +226,7 @@ WRONG: Mapping[str, tuple[str, str, str]] = {
     "two indices": ("feature = u[1, 2]", "E304", "`u` is a vector: one index, not 2"),
     "elements of a number": ("feature = h[1]", "E305", "`h` is a number; it has no elements"),
     "two numbers of features": ("feature = six[c] * u", "E403", "`c` ranges over 6 and over 8"),
-    "another head's table": ("feature = six[h] * u", "E403", "`h` ranges over 6 and over 4"),
+    "another head's table": ("feature = six[h] * u", "E403", "the head `h` ranges over 4 and over 6"),
 }
 
 
