@@ -151,7 +151,9 @@ def _rows(
     for eqn in [*filter(None, map(rounding, program.params)), *program.eqns]:
         if isinstance(eqn.op, Repeat | Route):
             if isinstance(eqn.op, Route):
-                notes = {"copies": f"each of the {eqn.op.count} computes every token; those not chosen count zero times"}
+                notes = {
+                    "copies": f"each of the {eqn.op.count} computes every token; those not chosen count zero times"
+                }
                 yield Row(eqn=eqn, within=within, kernel="loop", refusals=(), notes=notes)
             yield from _rows(eqn.op.body, target, implementation, (*within, (eqn.op.label, eqn.op.count)))
             continue

@@ -163,6 +163,7 @@ CALLS: Mapping[str, str] = {
     "linear_attention": 'linear_attention(x, heads = 2, direction = "causal")',
     "retention_mixer": "retention_mixer(x, heads = 2)",
     "gated_linear_attention": "gated_linear_attention(x, heads = 2, rank = 2)",
+    "state_space": "state_space(y, y, y, linear(x, 2))",
     "mamba2": "mamba2(x, head_dim = 4, state = 4)",
     # quantization
     "signs": "signs(x)",

@@ -16,9 +16,9 @@ __all__ = ["DeadCode"]
 class DeadCode:
     """y = f(x), with y unread  ->  nothing
 
-    Exact. Equations that no result and no report depends on go, in bodies too; a loop keeps only the carries and reports
-    that are read after it, and the carries and operands that those depend on. A parameter that nothing reads leaves the program and stays in the tree of
-    parameters, so that the way back is complete.
+    Exact. Equations that no result and no report depends on go, in bodies too; a loop keeps only the carries and
+    reports that are read after it, and the carries and operands that those depend on. A parameter that nothing reads
+    leaves the program and stays in the tree of parameters, so that the way back is complete.
     """
 
     name: ClassVar[str] = "dead-code"

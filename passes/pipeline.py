@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir.param_map import IDENTITY, ParamMap
-from tfc.ir.program import Program
+from tfc.ir.program import Eqn, Program
 from tfc.ir.verify import verify
 from tfc.passes.analyse_tiles import AnalyseTiles
 from tfc.passes.base import Note, Pass
@@ -94,11 +94,12 @@ def run(program: Program, passes: Sequence[Pass] = DEFAULT, hold: frozenset[str]
 
     hold: sites (`Note.site`, `NonZero.site`) that the passes leave as they are.
     """
-    verify(program, after="lowering")
+    known: dict[int, Eqn] = {}
+    verify(program, after="lowering", known=known)
     stages, total = [Stage("lower", program)], IDENTITY
     for step in passes:
         done = step(program, hold)
-        verify(done.program, after=step.name)
+        verify(done.program, after=step.name, known=known)
         total = total.then(done.map)
         program = done.program
         stages.append(Stage(step.name, program, tuple(done.notes)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tfc.formula.expr import Apply, Const, Expr, Read, Reduce, slots
+from tfc.ir.op import promote
 from tfc.ir.ops import (
     Attention,
     Cast,
@@ -24,7 +25,6 @@ from tfc.ir.ops import (
     Scores,
     Slice,
     Take,
-    promote,
 )
 from tfc.ir.program import Eqn, Program, Value
 from tfc.ir.program import Precision as Asked
@@ -43,10 +43,11 @@ class Precision:
     parameters, computation and reductions have one type the program stays as it is: the limit at which it is exact.
 
     - Matrix products (linear, ffn, q, k and v of attention and recurrences, index equations that sum products of what
-      they read), rows of tables, carries of loops and what routed tokens become: in `compute`. What formulas capture stays as it is; scores and softmax are float32
-      by the operations' own definition.
+      they read), rows of tables, carries of loops and what routed tokens become: in `compute`. What formulas capture
+      stays as it is; scores and softmax are float32 by the operations' own definition.
     - Reductions, the elementwise work that only feeds them, other reducing index equations, and the log decay of
-      recurrences (whose state is float32 by definition): in `reduce`.
+      recurrences (whose state is float32 by definition) with what only leads to it, through index equations and changes
+      of shape too: in `reduce`.
     - Other elementwise work takes the widest of the values it reads; parameters and numbers follow those values. So a
       norm runs in `reduce` from its mean on, until a matrix product reads it: from there on all read it in `compute`
       (the residual stream of a post-norm model too).
@@ -74,8 +75,12 @@ class _Casting:
         self.casts: dict[tuple[Value, DType], Value] = {}
         self.told = {*program.results, *(v for _, v in program.reports)}
         self.wide: set[Value] = set()
+        self.decays: set[Value] = set()
         for eqn in reversed(program.eqns):
-            if isinstance(eqn.op, Elementwise) and self._only_reduced(eqn.out):
+            if isinstance(eqn.op, Elementwise | Index | Reshape | Slice) and self._only_decays(eqn.out):
+                self.decays.add(eqn.out)
+                self.wide.add(eqn.out)
+            elif isinstance(eqn.op, Elementwise) and self._only_reduced(eqn.out):
                 self.wide.add(eqn.out)
 
     def _only_reduced(self, value: Value) -> bool:
@@ -86,6 +91,19 @@ class _Casting:
             and value not in self.told
             and all(
                 isinstance(r.op, Reduction) or (isinstance(r.op, Elementwise) and r.out in self.wide) for r in readers
+            )
+        )
+
+    def _only_decays(self, value: Value) -> bool:
+        """Whether all that reads the value are recurrences, as their decay, and work that only leads to such."""
+        readers = self.scope.readers(value)
+        return (
+            bool(readers)
+            and value.type.dtype.floating
+            and value not in self.told
+            and all(
+                value not in r.args[:3] if isinstance(r.op, Recurrence) else self.decays.issuperset(r.outs)
+                for r in readers
             )
         )
 
@@ -171,7 +189,7 @@ class _Casting:
         if isinstance(op, Elementwise | Index | Concat):
             common = self._common(args)
             everything = isinstance(op, Concat)
-            if isinstance(op, Elementwise) and eqn.out in self.wide:
+            if eqn.out in self.wide:
                 common, everything = promote((self.asked.reduce, common)), True
             return tuple(self._in(a, common) if everything or a in self.weak else self._as_is(a) for a in args)
         return tuple(map(self._as_is, args))

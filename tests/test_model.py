@@ -338,3 +338,90 @@ def test_explain_counts_every_turn(model: Model):
 
 def test_the_program_is_a_program(model: Model):
     assert isinstance(model.program, Program) and model.program != model.lowered
+
+
+TOLD = """
+program told(%x: f32[B, T, 4]) {
+  %a: f32[B, T, 4], %sizes: f32[2, B, T, 1] = repeat(count=2, label=layer, carries=1) %x
+    program layer(%i: int[], %x: f32[B, T, 4]) {
+      %w: f32[4, 4] = param layer.weight normal(0.5)
+      %y: f32[B, T, 4] = linear %x, %w
+      %m: f32[B, T, 1] = reduction(fn=sum) %y
+      report layer.size = %m
+      return %y
+    }
+  %s: f32[B, T, 3] = slice(start=0, size=3) %a
+  %chosen: int[B, T, 2] = top(count=2) %s
+  %v: f32[B, T, 2] = slice(start=0, size=2) %s
+  %y: f32[B, T, 4] = route(count=3, label=experts) %a, %chosen, %v
+    program experts(%i: int[], %x: f32[B, T, 4]) {
+      %up: f32[4, 4] = param experts.up.weight normal(0.5)
+      %gate: f32[4, 4] = param experts.gate.weight normal(0.5)
+      %u: f32[B, T, 4] = linear %x, %up
+      %g: f32[B, T, 4] = linear %x, %gate
+      %y: f32[B, T, 4] = mul %u, %g
+      return %y
+    }
+  %z: f32[B, T, 1] = reduction(fn=mean) %y
+  report chosen = %chosen
+  report layer.size = %sizes
+  return RESULTS
+}"""
+
+
+@pytest.fixture(scope="module")
+def told() -> tuple[Model, dict[str, Any], jax.Array]:
+    model = built(TOLD.replace("RESULTS", "%y"))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
+    return model, model.init(jax.random.key(1)), x
+
+
+def test_reports_have_their_paths_and_a_call_gives_results_only(told: tuple[Model, dict[str, Any], jax.Array]):
+    """Packed or not; in a loop one row a turn."""
+    model, params, x = told
+    y = model(params, x)
+    assert y.shape == (2, 3, 4)
+    for given in (params, model.pack(params)):
+        found = model.reports(given, x)
+        assert sorted(found) == ["chosen", "layer.size"]
+        assert (found["chosen"].shape, found["layer.size"].shape) == ((2, 3, 2), (2, 2, 3, 1))
+        first = jnp.sum(x @ params["layer"]["weight"][0], axis=-1, keepdims=True)
+        np.testing.assert_allclose(found["layer.size"][0], first, rtol=1e-5, atol=1e-5)
+    assert model.reports(params, x=x).keys() == found.keys()
+    less = built(TOLD.replace("RESULTS", "%y").replace("  report chosen = %chosen\n", ""))
+    assert less.reports(params, x).keys() == {"layer.size"}
+
+
+def test_reports_are_differentiable_and_complain_like_a_call(told: tuple[Model, dict[str, Any], jax.Array]):
+    model, params, x = told
+    slope = jax.grad(lambda p: jnp.sum(model.reports(p, x)["layer.size"]))(params)
+    assert np.any(slope["layer"]["weight"]) and not np.any(slope["experts"]["up"]["weight"])
+    assert "takes x" in complaints("E701", model.reports, params)
+
+
+def test_a_model_may_have_several_results(told: tuple[Model, dict[str, Any], jax.Array]):
+    _, params, x = told
+    y, z = built(TOLD.replace("RESULTS", "%y, %z"))(params, x)
+    assert (y.shape, z.shape) == ((2, 3, 4), (2, 3, 1))
+    np.testing.assert_allclose(jnp.mean(y, axis=-1, keepdims=True), z, rtol=1e-5, atol=1e-6)
+
+
+def test_copies_of_a_route_are_parameters_like_others(told: tuple[Model, dict[str, Any], jax.Array], tmp_path: Path):
+    """Merged by the passes and taken apart again, saved one name a copy; alike in every form."""
+    model, params, x = told
+    assert params["experts"]["up"]["weight"].shape == (3, 4, 4)
+    packed = model.pack(params)
+    assert "experts.up_gate.weight" in packed.arrays
+    np.testing.assert_allclose(model(packed, x), model(params, x), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, model.unpack(packed), params)
+    model.save(packed, tmp_path / "told.safetensors")
+    with safe_open(tmp_path / "told.safetensors", "np") as f:
+        assert {f"experts.{n}.up.weight" for n in range(3)} <= set(f.keys())
+    jax.tree.map(np.testing.assert_array_equal, model.load(tmp_path / "told.safetensors"), params)
+    slow = built(TOLD.replace("RESULTS", "%y"), implementation="reference")
+    np.testing.assert_allclose(slow(params, x), model(params, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_format_that_no_backend_runs_is_refused_at_once():
+    text = TOLD.replace("RESULTS", "%y").replace("layer.weight normal(0.5)", "layer.weight normal(0.5) as lora(rank=2)")
+    assert "`layer.weight`" in complaints("E819", built, text)

@@ -68,9 +68,9 @@ def _integers(x: Array, bits: int, symmetric: bool, axes: tuple[int, ...], count
 def _int(bits: int) -> Rounding:
     def rounding(x: Array, format: Format) -> tuple[Array, Array]:
         symmetric, group = bool(format["symmetric"]), int(format["group"])
-        settings = dict(format.settings)
+        limit = float(dict(format.settings).get("outliers", float("inf")))
         largest = jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - 1)), keepdims=True)  # of each channel
-        beyond = jnp.broadcast_to(largest >= settings.get("outliers", float("inf")), x.shape)
+        beyond = jnp.broadcast_to(largest >= limit, x.shape)
         if group:
             values, inside = _integers(
                 _grouped(x, group), bits, symmetric, (x.ndim,), ~_grouped(beyond.astype(jnp.int32), group).astype(bool)

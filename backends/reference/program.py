@@ -122,7 +122,7 @@ def _copies(op: Route, params: Mapping[str, Array], operands: tuple[Array, ...],
     x, chosen, weight, *rest = operands
     own = {s.path for s in op.body.stored()}
     names = [i.value.name for i in op.body.inputs]
-    copies = []
+    copies: list[Array] = []
     for copy in range(op.count):
         inputs = dict(zip(names, (jnp.asarray(copy, jnp.int32), x, *rest), strict=True))
         copies += evaluate(op.body, {path: params[path][copy] for path in own}, inputs, real)

@@ -243,8 +243,9 @@ class _Binding:
 
 def _share(size: Size, heads: Size) -> int | None:
     """How many query heads read each of `size` heads; None where they do not divide."""
-    whole = isinstance(size, int) and isinstance(heads, int) and size > 0 and heads % size == 0
-    return heads // size if whole else None
+    if not (isinstance(size, int) and isinstance(heads, int)) or size < 1 or heads % size:
+        return None
+    return heads // size
 
 
 def _spellings(name: str) -> Iterator[str]:

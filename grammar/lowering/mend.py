@@ -365,9 +365,7 @@ def _other_sort(at: Site) -> Answer:
         known = ("int", "bool", "real", "bf16", "f16", "f32", "f64")
         return (f"write `{meant}`", (Edit(at.span, meant),)) if meant in known else None
     if said := at.said(r'the text "(.*)"'):
-        quoted = [n for n in nodes(at.module) if isinstance(n, ast.Text) and n.value == said[1]]
-        if len(quoted) == 1 and re.fullmatch(r"[A-Za-z_]\w*|\d[\d_]*(?:\.\d+)?", said[1]):
-            return f"write it without quotes: `{said[1]}`", (Edit(quoted[0].span, said[1]),)
+        return _quoted(at, said[1])
     if said := at.said(r"^`(\w+)` is a recipe"):
         return _into_the_body(at, said[1])
     if at.said(r"it cannot be called$") and (said := at.said(r"^`(\w+)` is `no`")):
@@ -377,6 +375,20 @@ def _other_sort(at: Site) -> Answer:
             return "what is not there is `none`", (Edit(settings[0].value.span, "none"),)
     if at.said(r"takes a number or a list, not the number") and (number := literal(at.chain[-1], at.module)):
         return "turns are whole", (Edit(number.span, str(max(1, round(number.value)))),)
+    return None
+
+
+def _quoted(at: Site, text: str) -> Answer:
+    """A text where a name or a number belongs, or one word for another."""
+    found = [n for n in nodes(at.module) if isinstance(n, ast.Text) and n.value == text]
+    if len(found) != 1:
+        return None
+    if meant := re.fullmatch(r'did you mean ("\w+")\?', at.found.help):
+        return "", (Edit(found[0].span, meant[1]),)
+    lets = {b.name for i in at.module.items if isinstance(i, ast.Let) for b in i.bindings}
+    known = text in lets | _declared(at.module) or text in library_items() or text in core_scope().names
+    if known or re.fullmatch(r"\d[\d_]*(?:\.\d+)?", text):
+        return f"write it without quotes: `{text}`", (Edit(found[0].span, text),)
     return None
 
 

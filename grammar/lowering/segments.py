@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
@@ -13,6 +14,12 @@ from tfc.source import Span
 __all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segment_of", "segments", "targets"]
 
 
+@cache
+def _parts(kind: type[ast.Node]) -> tuple[str, ...]:
+    """The fields of a kind of node that may hold nodes, last first."""
+    return tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "doc"))
+
+
 def _walk(node: object) -> Iterator[ast.Node]:
     """Every node below, parents first, in text order."""
     stack = [node]
@@ -20,7 +27,7 @@ def _walk(node: object) -> Iterator[ast.Node]:
         at = stack.pop()
         if isinstance(at, ast.Node):
             yield at
-            stack.extend(reversed([getattr(at, f.name) for f in fields(at) if f.name not in ("span", "doc")]))
+            stack.extend([getattr(at, name) for name in _parts(type(at))])
         elif isinstance(at, tuple):
             stack.extend(reversed(at))
 
@@ -47,7 +54,7 @@ def segments(block: ast.Block) -> tuple[str, ...]:
             case ast.Call(callee=ast.Name(id=name)) | ast.Call(callee=ast.Attribute(name=name)):
                 found[name] = None
         if isinstance(node, ast.Node):
-            stack.extend(reversed([getattr(node, f.name) for f in fields(node) if f.name not in ("span", "doc")]))
+            stack.extend([getattr(node, name) for name in _parts(type(node))])
         elif isinstance(node, tuple):
             stack.extend(reversed(node))
     return tuple(found)

@@ -223,13 +223,15 @@ class Place:
 
 def is_number(value: object) -> bool:
     """An int or a float; a boolean is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_STATIC = (bool, int, float, str, tuple, Dim, DType, Nothing, Builtin, Component, Init, Kept, FormatKind, Fit)
 
 
 def is_static(value: object) -> bool:
     """Known while compiling, and comparable."""
-    words = DType | Nothing | Builtin | Component | Init | Kept | FormatKind | Fit
-    return isinstance(value, bool | int | float | str | tuple | Dim | words)
+    return isinstance(value, _STATIC)
 
 
 def describe(value: object) -> str:

@@ -1,6 +1,7 @@
 """The recurrence: chunks against the definition's single steps, values and gradients; what each attribute means."""
 
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -46,7 +47,9 @@ def stepped(op: Recurrence, *operands: Any) -> tuple[jax.Array, ...]:
     return define(op, real, *operands)
 
 
-def drawn(op: Recurrence, n: int, m: int | None = None, *, seed: int = 0, batch: int = 2, low: float = -1.0) -> list[Any]:
+def drawn(
+    op: Recurrence, n: int, m: int | None = None, *, seed: int = 0, batch: int = 2, low: float = -1.0
+) -> list[Any]:
     """Operands: log decays uniform in [low, 0], segments of two tokens on average."""
     rng = np.random.default_rng(seed)
     out: list[Any] = [
@@ -144,7 +147,7 @@ def test_segments_are_separate_runs(x64: None, form: Any, direction: str):
     out, state = form(op, *operands, segment)
     alone = replace(op, segmented=False)
     states = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         part, last = form(alone, *(x[:, a:b] for x in operands))
         np.testing.assert_allclose(out[:, a:b], part, rtol=1e-9, atol=1e-9)
         states.append(last)
@@ -224,5 +227,7 @@ def test_without_decay_it_is_a_running_sum(x64: None):
     sums = jnp.cumsum(k[..., :, None] * v[..., None, :], axis=1)
     np.testing.assert_allclose(stepped(op, q, k, v)[0], jnp.einsum("bnhk,bnhkv->bnhv", q, sums), rtol=1e-12)
     zero = jnp.zeros((HEADS,))
-    np.testing.assert_allclose(chunked(replace(op, decay="head"), q, k, v, zero)[0], chunked(op, q, k, v)[0], rtol=1e-12)
+    np.testing.assert_allclose(
+        chunked(replace(op, decay="head"), q, k, v, zero)[0], chunked(op, q, k, v)[0], rtol=1e-12
+    )
     assert DType.F64 is typed(q).dtype

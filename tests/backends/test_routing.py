@@ -52,12 +52,16 @@ VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, float("inf"), -float("
 
 
 @pytest.mark.parametrize("form", FORMS)
-@given(rows=st.lists(st.lists(VALUES, min_size=5, max_size=5), min_size=2, max_size=2), count=st.sampled_from([0, 1, 3, 5]))
+@given(
+    rows=st.lists(st.lists(VALUES, min_size=5, max_size=5), min_size=2, max_size=2), count=st.sampled_from([0, 1, 3, 5])
+)
 def test_top_in_plain_python(form: str, rows: list[list[float]], count: int):
     """An element comes after every larger one and every equal one (0 is -0, NaN is NaN) of a lower index."""
     got = run(Top(count=count), form, np.asarray(rows, np.float32))
     for row, found in zip(rows, got, strict=True):
-        place = [sum(larger(b, a) or (not larger(a, b) and j < i) for j, b in enumerate(row)) for i, a in enumerate(row)]
+        place = [
+            sum(larger(b, a) or (not larger(a, b) and j < i) for j, b in enumerate(row)) for i, a in enumerate(row)
+        ]
         assert list(found) == [place.index(n) for n in range(count)]
 
 
@@ -70,7 +74,9 @@ def test_top_of_integers(form: str):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_top_has_no_gradient(form: str):
-    slope = jax.grad(lambda x: jnp.sum(x * run(Top(count=3), form, x).astype(jnp.float32)))(jnp.asarray([[1.0, 3.0, 2.0]]))
+    slope = jax.grad(lambda x: jnp.sum(x * run(Top(count=3), form, x).astype(jnp.float32)))(
+        jnp.asarray([[1.0, 3.0, 2.0]])
+    )
     np.testing.assert_array_equal(slope, [[1.0, 2.0, 0.0]])
 
 
@@ -111,11 +117,16 @@ def routed(chosen: Any = None) -> tuple[Program, dict[str, jax.Array], dict[str,
 
 def by_hand(params: Any, inputs: Any) -> np.ndarray[Any, Any]:
     """Token by token, in float64."""
-    p, x = ({k: np.asarray(v, np.float64) if v.dtype == jnp.float32 else np.asarray(v) for k, v in d.items()} for d in (params, inputs))
+    p, x = (
+        {k: np.asarray(v, np.float64) if v.dtype == jnp.float32 else np.asarray(v) for k, v in d.items()}
+        for d in (params, inputs)
+    )
     out = np.zeros((*x["chosen"].shape[:2], 3))
     for b, t, k in np.ndindex(x["chosen"].shape):
         if 0 <= (e := x["chosen"][b, t, k]) < 3:
-            copy = (np.tanh(x["x"][b, t] @ p["experts.w"][e]) + p["experts.b"][e]) * e + p["experts.t"][e, x["ids"][b, t]]
+            copy = (np.tanh(x["x"][b, t] @ p["experts.w"][e]) + p["experts.b"][e]) * e + p["experts.t"][
+                e, x["ids"][b, t]
+            ]
             out[b, t] += x["weight"][b, t, k] * copy
     return out
 
@@ -138,7 +149,9 @@ def test_gradients_of_a_route_are_those_of_its_definition():
     bound, real = program.bind({"B": 2, "T": 5}), ("x", "weight")
 
     def loss(f: Any) -> Any:
-        return jax.grad(lambda p, x: jnp.sum(jnp.sin(f(p, inputs | x)[0])), argnums=(0, 1))(params, {n: inputs[n] for n in real})
+        return jax.grad(lambda p, x: jnp.sum(jnp.sin(f(p, inputs | x)[0])), argnums=(0, 1))(
+            params, {n: inputs[n] for n in real}
+        )
 
     ours, true = loss(emit(program, CPU)), loss(lambda p, x: evaluate(bound, p, x, jnp.float32))
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), ours, true)

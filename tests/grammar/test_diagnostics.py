@@ -22,7 +22,7 @@ WITHOUT_EDIT = frozenset(
     """arrow big_float braces_then_call braces_then_call2 bracket_statement def dollar early_end
     early_end_name empty_group huge_number if import_inside kind_inputs label_at lambda list_statement
     mask_attributes mask_body missing_left_operand missing_operand missing_operand_paren missing_operand_return
-    missing_operand_top missing_size missing_value number_index range_in_subscript range_with_step result_colon
+    missing_operand_top missing_size missing_value nested number_index range_in_subscript range_with_step result_colon
     result_dots_last result_number result_shifted several slice star_args top_return two_names two_ops
     type_annotation unicode_name value_component""".split()
 )

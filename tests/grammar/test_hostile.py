@@ -1,4 +1,4 @@
-"""Files that mean harm, or that no person wrote: each ends in a diagnostic of its own, in under a second, in few words."""
+"""Files that mean harm, or that no person wrote: each ends in a diagnostic of its own, soon, in few words."""
 
 import os
 import socket
@@ -90,7 +90,8 @@ COMPILING = {
     ),
     "doubled calls": (top(DOUBLED, "b40(x)"), "E502"),
     "doubled formulas": (
-        top("score b0 = s + 1\n" + lines("score b{i} = b{j} + b{j}", 40), "attention(x, heads = 2, score = b40)"), "E502",
+        top("score b0 = s + 1\n" + lines("score b{i} = b{j} + b{j}", 40), "attention(x, heads = 2, score = b40)"),
+        "E502",
     ),
     "calls within calls": (
         top("block b0(x) { return rms(x) }\n" + lines("block b{i}(x) {{ return b{j}(x) }}", 300), "b300(x)"), "E504",
@@ -103,18 +104,22 @@ COMPILING = {
     "huge width": (body("  return linear(x, 10 ^ 15)"), "E502"),
     "many channels": (body("  return split(linear(x, 10 ^ 9), 3)"), "E402"),
     "names of many turns": (
-        body("  repeat 100_000 as l { x = rms(x) }\n  return x") + 'names hf {\n  "a.{l}" = l.rms.scale\n  "b" = word.weight\n}\n',
+        body("  repeat 100_000 as l { x = rms(x) }\n  return x")
+        + 'names hf {\n  "a.{l}" = l.rms.scale\n  "b" = word.weight\n}\n',
         "E502",
     ),
     "arithmetic in a name": (body("  return x") + f'names hf {{ "a.{{{"2 * " * 9_000}l}}" = word.weight }}\n', "E612"),
-    "indices": (body("  y[b, t, c] = sum[" + ", ".join(f"j{i}" for i in range(2_000)) + "](x[b, t, c])\n  return y"), "E406"),
+    "indices": (
+        body("  y[b, t, c] = sum[" + ", ".join(f"j{i}" for i in range(2_000)) + "](x[b, t, c])\n  return y"), "E406",
+    ),
 }  # fmt: skip
 
 
 # ---- brackets, length, characters
 
 BRACKETS = {
-    "many (": "(" * N, "many [": "[" * N, "many {": "{" * N, "all kinds": "([{" * (N // 3), "alternating": "(]" * (N // 2),
+    "many (": "(" * N, "many [": "[" * N, "many {": "{" * N, "all kinds": "([{" * (N // 3),
+    "alternating": "(]" * (N // 2),
     "a few hundred": "(" * 300 + "1" + ")" * 300,
 }  # fmt: skip
 WRITING = {

@@ -21,10 +21,11 @@ HEAD = "tfm 1\nmodel m(tokens: int[B, T]) {\n  embed word = embed { vocab = 16  
 
 # every fault of these files has an edit
 MENDED = frozenset(
-    """after_return bad_precision format_setting format_word formula_unknown_input heads_do_not_divide kv_heads_do_not_divide label_of_declared
-    misspelt_attribute misspelt_dotted misspelt_input misspelt_name names_unknown_path other_kind
-    fit_unknown param_setting recur_direction registered_setting
-    unknown_in_unused_block unknown_kind""".split()
+    """after_return bad_precision declared_twice fit_unknown format_setting format_word formula_unknown_input
+    given_twice heads_do_not_divide input_without_type kv_heads_do_not_divide label_of_declared label_twice
+    mask_is_score misspelt_attribute misspelt_dotted misspelt_input misspelt_name names_unknown_path no_return
+    other_kind param_setting recur_direction registered_setting return_in_loop score_is_mask too_many type_unknown
+    unknown_field unknown_in_unused_block unknown_kind weigh_in_score""".split()
 )
 
 

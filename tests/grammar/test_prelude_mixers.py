@@ -115,17 +115,25 @@ def test_mamba2() -> None:
     mixed = silu(convolved(wide, p["conv.weight"], SEGMENT) + p["conv.bias"])
     v = heads(mixed[..., :inner], 4)
     writes, reads = heads(mixed[..., inner : inner + 2 * n]), heads(mixed[..., inner + 2 * n :])
-    dt = np.log1p(np.exp(X @ p["step_in.weight"] + p["step"]))
+    dt = np.log1p(np.exp(X @ p["step_in.weight"] + p["core.step"]))
     k, q = np.repeat(writes, 2, 2) * dt[..., None], np.repeat(reads, 2, 2)
-    o = recurred(q, k, v, (-np.exp(p["rate"]) * dt)[..., None], SEGMENT) + p["skip"][:, None] * v
+    o = recurred(q, k, v, (-np.exp(p["core.rate"]) * dt)[..., None], SEGMENT) + p["core.skip"][:, None] * v
     o = rms(join(o) * silu(X @ p["gate.weight"]), 1e-5) * p["norm.scale"]
     close(y, o @ p["out.weight"])
+
+
+def test_state_space_in_reverse_is_that_of_the_reversed_tokens() -> None:
+    y, p = value('state_space(y, y, y, linear@dt(x, 2), direction = "reverse")')
+    x = heads(X)[:, ::-1]
+    dt = np.log1p(np.exp(X[:, ::-1] @ p["dt.weight"] + p["step"]))
+    o = recurred(x, x * dt[..., None], x, (-np.exp(p["rate"]) * dt)[..., None]) + p["skip"][:, None] * x
+    close(y[:, ::-1], o)
 
 
 def test_mamba2_starts_within_its_ranges() -> None:
     """Rates of 1 to 16, steps of 0.001 to 0.1 after softplus, as the paper starts them."""
     stored = {s.path.split(".", 1)[1]: s for s in staged("mamba2(x, head_dim = 4)").stored()}
-    rate, step = np.exp(stored["rate"].init.table), np.log1p(np.exp(stored["step"].init.table))
+    rate, step = np.exp(stored["core.rate"].init.table), np.log1p(np.exp(stored["core.step"].init.table))
     close(np.asarray([rate[0], rate[-1], step[0], step[-1]]), np.asarray([1, 16, 1e-3, 0.1]))
 
 

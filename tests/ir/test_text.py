@@ -83,7 +83,12 @@ def test_every_part_of_a_program_comes_back():
     x = Value("x.1", TensorType((B, 2 * T + 1), DType.F64))
     lengths = Value("lengths", TensorType((B,), DType.I32))
     inits = [Init("zeros"), Init("normal", 0.02), Init("constant", -float("inf")), Init("table", table=(1e-300, -2.0))]
-    inits += [Init("uniform", -0.5, high=2.0), Init("uniform", 0.0, high=1.0), Init("uniform", -1.0), Init("orthogonal", 1.0)]
+    inits += [
+        Init("uniform", -0.5, high=2.0),
+        Init("uniform", 0.0, high=1.0),
+        Init("uniform", -1.0),
+        Init("orthogonal", 1.0),
+    ]
     params = tuple(
         Param(f"p{n}.weight", Value(f"p{n}", TensorType((2, 2), DType.F16)), init, trained=bool(n % 2))
         for n, init in enumerate([*inits, Init("glorot"), Init("packed")])
@@ -92,9 +97,13 @@ def test_every_part_of_a_program_comes_back():
     fits = [Fit(f.name, _chosen(f.settings)) for f in FITTERS.values()]
     params += tuple(
         replace(params[-1], path=f"q{n}", value=Value(f"q{n}", params[-1].value.type), format=format, fit=fit)
-        for n, (format, fit) in enumerate([(f, None) for f in every] + [(None, f) for f in fits] + [(every[0], fits[3])])
+        for n, (format, fit) in enumerate(
+            [(f, None) for f in every] + [(None, f) for f in fits] + [(every[0], fits[3])]
+        )
     )
-    params += (replace(params[-1], path="layer.experts.w", value=Value("w", params[-1].value.type), repeats=(("layer", 2),)),)
+    params += (
+        replace(params[-1], path="layer.experts.w", value=Value("w", params[-1].value.type), repeats=(("layer", 2),)),
+    )
     program = Program(
         "all", (Input(x), Input(lengths, T)), params, (), (x, lengths), doc='a "doc"\nwith é and # and \\',
         reports=(("layer.balance", x), ("n", lengths)),
@@ -106,7 +115,9 @@ def _chosen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """A value for every setting, every other one at its default."""
     other = {bool: False, int: 3, float: 0.25, str: "row"}
     kinds = {k: v if isinstance(v, type) else type(v) for k, v in settings.items()}
-    return tuple((k, other[kinds[k]] if n % 2 or isinstance(v, type) else v) for n, (k, v) in enumerate(settings.items()))
+    return tuple(
+        (k, other[kinds[k]] if n % 2 or isinstance(v, type) else v) for n, (k, v) in enumerate(settings.items())
+    )
 
 
 SHOWN = {
@@ -136,7 +147,8 @@ SHOWN = {
     "ffn": "%y: f32[B, 4] = ffn(activation=u * sigmoid(u), gated=no, biased=no) %x, %w, %v",
     "repeat": "%y: f32[B, 4] = repeat(count=2, label=layer, carries=1) %x",
     "recurrence": (
-        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(scale=0.5, decay=channel, segmented=yes, normalized=yes, "
+        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = "
+        "recurrence(scale=0.5, decay=channel, segmented=yes, normalized=yes, "
         "eps=1e-06, direction=reverse) %q, %q, %q, %q, %g"
     ),
     "top": "%y: int[B, T, 2, T - 1] = top(count=T - 1) %t",

@@ -58,19 +58,22 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "slice: f32[B, 4] has no axis 2": ("%y: f32[B, 4] = slice(start=0, size=4, axis=2) %x",),
     "top 5 of f32[B, 4]": ("%y: int[B, 5] = top(count=5) %x",),
     "calibrated: int[B] is not real": ("%y: int[B] = calibrated(path=a) %n",),
-    "calibrated a: the path is taken": ("%y: f32[B, 4] = calibrated(path=a) %x", "%z: f32[B, 4] = calibrated(path=a) %x"),
+    "calibrated a: the path is taken": (
+        "%y: f32[B, 4] = calibrated(path=a) %x",
+        "%z: f32[B, 4] = calibrated(path=a) %x",
+    ),
     "calibrated b: the path is taken": ("%u: f32[4] = param b ones", "%y: f32[B, 4] = calibrated(path=b) %x"),
     "rounded: f32[B, 4] to low_rank": ("%y: f32[B, 4] = rounded(format=low_rank(rank=2)) %x",),
     "function: apportion with the settings ['heads'], not ['total']": (
-        "%u: f32[4] = param a.w ones", "%y: int[4] = function(fn=apportion, settings=[heads=8]) %u",
+        "%u: f32[4] = param a.w ones",
+        "%y: int[4] = function(fn=apportion, settings=[heads=8]) %u",
     ),
     "function: apportion: total = 0.5 is no int": (
-        "%u: f32[4] = param a.w ones", "%y: int[4] = function(fn=apportion, settings=[total=0.5]) %u",
+        "%u: f32[4] = param a.w ones",
+        "%y: int[4] = function(fn=apportion, settings=[total=0.5]) %u",
     ),
     "`guess` is no registered function": ("%y: int[4] = function(fn=guess) %x",),
-    "recurrence: decay soft": (
-        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=soft) %q, %q, %q",
-    ),
+    "recurrence: decay soft": ("%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=soft) %q, %q, %q",),
     "recurrence: a decay f32[B, 4] per token": (
         "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=token) %q, %q, %q, %x",
     ),
@@ -151,7 +154,8 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "route: an input of the body has a default": (route(COPY.replace("f32[B, T, 4])", "int[B, T, 4] = T)")),),
     "%x is bound twice in experts": (route(COPY.replace("{", "{ %x: f32[B, T, 4] = abs %x")),),
     "parameter b.w occurs 2 times": (
-        "%u: f32[4] = param b.w ones", route(COPY.replace("{", "{ %u: f32[4] = param b.w ones")),
+        "%u: f32[4] = param b.w ones",
+        route(COPY.replace("{", "{ %u: f32[4] = param b.w ones")),
     ),
 }
 """What breaks an invariant and can be written down as text."""

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfc.backends.reference.program import evaluate
-from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Recurrence, Reduction, Repeat, Route, Scores, promote
+from tfc.ir.op import promote
+from tfc.ir.ops import Attention, FeedForward, Linear, Mix, Op, Recurrence, Reduction, Repeat, Route, Scores
 from tfc.ir.param_map import IDENTITY, Add, MatVec, ParamMap, ScaleRows, Source, Sub, UnscaleRows, parts, substitute
 from tfc.ir.param_map import Expr as ParamExpr
 from tfc.ir.program import Precision, Program

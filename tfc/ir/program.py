@@ -21,6 +21,9 @@ class Value:
     name: str
     type: TensorType
 
+    def __hash__(self) -> int:  # the type is as long to hash as to compare, and values of a program differ in name
+        return hash(self.name)
+
     def __str__(self) -> str:
         return f"%{self.name}"
 

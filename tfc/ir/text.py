@@ -1,7 +1,8 @@
 """Program -> text that people and golden files read, and that text back -> the same Program.
 
 One line an equation, `%out: type = op(attributes) %operands`; an elementwise operation prints as its primitive's
-name; attributes at their defaults are left out; the body of a `repeat` or a `route` follows, indented; `#` starts a comment:
+name; attributes at their defaults are left out; the body of a `repeat` or a `route` follows, indented; `#` starts a
+comment:
 
     program encode(%x: f32[B, T, 384]) {
       %w: f32[384, 64] = param layer.q.weight normal(0.02) frozen as int4(group=64) fit gptq

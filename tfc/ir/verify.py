@@ -64,10 +64,14 @@ ARITY = {
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 
 
-def verify(program: Program, *, after: str = "") -> None:
-    """Checks every invariant. `after`: the pass that made the program, for the message. Raises IRError."""
+def verify(program: Program, *, after: str = "", known: dict[int, Eqn] | None = None) -> None:
+    """Checks every invariant. `after`: the pass that made the program, for the message. Raises IRError.
+
+    known: equations by identity that have passed before, to which this program's are added: most of a program stays
+    as it is from pass to pass, and what an equation says of itself with it.
+    """
     try:
-        _program(program, Lengths.of(program))
+        _program(program, Lengths.of(program, {} if known is None else known))
         _paths(program)
         _statistics(program)
     except IRError as e:
@@ -76,14 +80,16 @@ def verify(program: Program, *, after: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """The named lengths that a call can bind: those in the shapes of the model's inputs."""
+    """The named lengths that a call can bind: those in the shapes of the model's inputs; and the equations that have
+    been checked, by identity."""
 
     names: frozenset[str]
+    checked: dict[int, Eqn]
 
     @staticmethod
-    def of(program: Program) -> "Lengths":
+    def of(program: Program, checked: dict[int, Eqn]) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
-        return Lengths(frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names))
+        return Lengths(frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names), checked)
 
     def check(self, value: Value) -> None:
         for n in value.type.shape:
@@ -100,11 +106,13 @@ def _program(program: Program, lengths: Lengths) -> None:
     known: dict[str, Value] = {}
 
     def bound(value: Value) -> None:
-        if PATH.match(value.name) is None:
-            raise IRError(f"`{value.name}` is no name for a value")
         if value.name in known:
             raise IRError(f"{value} is bound twice in {program.name}")
-        lengths.check(value)
+        if id(value) not in lengths.values:
+            if PATH.match(value.name) is None:
+                raise IRError(f"`{value.name}` is no name for a value")
+            lengths.check(value)
+            lengths.values[id(value)] = value
         known[value.name] = value
 
     for declared in program.inputs:
@@ -121,7 +129,10 @@ def _program(program: Program, lengths: Lengths) -> None:
         try:
             for arg in eqn.args:
                 _use(arg, known)
-            _eqn(eqn, lengths)
+            if id(eqn) not in lengths.checked:
+                _eqn(eqn, lengths)
+                if not isinstance(eqn.op, Repeat | Route):  # bodies follow the lengths around them
+                    lengths.checked[id(eqn)] = eqn
             for out in eqn.outs:
                 bound(out)
         except IRError as e:
@@ -147,7 +158,7 @@ def _program(program: Program, lengths: Lengths) -> None:
 def _use(value: Value, known: dict[str, Value]) -> None:
     if value.name not in known:
         raise IRError(f"{value} is used before it is bound")
-    if known[value.name] != value:
+    if known[value.name] is not value and known[value.name] != value:
         raise IRError(f"{value} is used as {value.type} and bound as {known[value.name].type}")
 
 

@@ -282,7 +282,9 @@ def _simple(b: _Builder) -> None:
         lambda: b.put(Index(axes=(("b", B), ("t", T), ("c", C)), reduced=(("d", T),), expr=past), x),
         lambda: b.put(Index(axes=(("b", B), ("t", T), ("c", C)), expr=Read(0, (i, j, c), Kind.REAL)), x),
         lambda: _fused_ffn(b, x),
-        lambda: b.put(Concat(axis=1), b.put(Slice(start=1, size=T - 1, axis=1), x), b.put(Slice(start=0, size=1, axis=1), y)),
+        lambda: b.put(
+            Concat(axis=1), b.put(Slice(start=1, size=T - 1, axis=1), x), b.put(Slice(start=0, size=1, axis=1), y)
+        ),
         lambda: b.put(Rounded(format=b.draw(st.sampled_from(_VALUES))), b.fn("tanh", x)),
         lambda: b.fn("add", x, b.put(Reshape(shape=(B, 1, C)), _calibrated(b, y))),
         lambda: b.fn("mul", x, b.put(Cast(dtype=F32), _shares(b))),
@@ -310,9 +312,7 @@ def _recurrence(b: _Builder) -> None:
     q, k, v = (_heads(b, b.fn("sigmoid", b.pick())) for _ in range(3))
     direction = b.draw(st.sampled_from(["causal", "causal", "reverse", "both"]))
     decay = "none" if direction == "both" else b.draw(st.sampled_from(["none", "head", "token", "channel"]))
-    op = Recurrence(
-        scale=0.5, decay=decay, segmented=b.seldom(), normalized=b.often(), eps=0.1, direction=direction
-    )
+    op = Recurrence(scale=0.5, decay=decay, segmented=b.seldom(), normalized=b.often(), eps=0.1, direction=direction)
     captured: list[Value] = []
     if decay == "head":
         captured.append(b.fn("neg", b.fn("abs", b.param("rate.weight", HEADS))))

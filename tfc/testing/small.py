@@ -1,4 +1,4 @@
-"""A spec at the small size that its head names -> its definitions in float64, with parameters to change and inputs to try.
+"""A spec at the small size of its head -> its definitions in float64, with parameters to change and inputs to try.
 
 Arrays are computed by the operations' definitions (`backends.reference`), compiled once for each set of shapes.
 """
