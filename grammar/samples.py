@@ -66,6 +66,7 @@ CALLS: Mapping[str, str] = {
     "log_softmax": "log_softmax(x)",
     "logsumexp": "logsumexp(x)",
     "clip": "clip(x, -1, 1)",
+    "statistical_top": "statistical_top(x, count = 2)",
     # attention
     "attention": "attention(x, heads = 2, mask = causal, position = rope())",
     "latent_attention": "latent_attention(x, heads = 2, kv_rank = 4, plain_dim = 4, rotated_dim = 2, mask = causal)",

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from tfc.formula.derive import depends_on_difference_only
-from tfc.formula.expr import Const, slots
-from tfc.formula.tiles import visited
+from tfc.formula.expr import Const, Expr, slots
+from tfc.formula.tiles import Tiles, visited
 from tfc.ir.ops import Attention
 from tfc.ir.program import Eqn, Program
 from tfc.passes.base import Contract, Note, Rewritten
@@ -48,10 +49,15 @@ class AnalyseTiles:
             heads = eqn.args[0].type.shape[2]
             assert isinstance(heads, int)  # as check_qk asks
             size, length = self.tile, self.length
-            tiles = visited(mask, n=length, m=length, block_q=size, block_k=size, heads=heads)
+            tiles = _visited(mask, length, size, heads)
             shape = "one shape for all query tiles, " if depends_on_difference_only(mask) else ""
             said = f"{shape}known when compiled; of {length} tokens it {tiles.summary()}"
         return f"mask `{mask}`: {said}"
+
+
+@lru_cache(maxsize=64)  # the layers of a model have few masks between them
+def _visited(mask: Expr, length: int, size: int, heads: int) -> Tiles:
+    return visited(mask, n=length, m=length, block_q=size, block_k=size, heads=heads)
 
 
 def _attentions(program: Program) -> Iterator[Eqn]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import ClassVar
 
 from tfc.ir.ops import Repeat, Route
@@ -46,6 +47,8 @@ def _alive(program: Program, wanted: Collection[Value]) -> Program:
         read.update(eqn.args)
         eqns.append(eqn)
     params = tuple(p for p in program.params if p.value in read)
+    if len(eqns) == len(program.eqns) and all(map(is_, reversed(eqns), program.eqns)) and params == program.params:
+        return program
     return replace(program, params=params, eqns=tuple(reversed(eqns)))
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir.param_map import IDENTITY, ParamMap
-from tfc.ir.program import Eqn, Program
-from tfc.ir.verify import verify
+from tfc.ir.program import Program
+from tfc.ir.verify import Known, verify
 from tfc.passes.analyse_tiles import AnalyseTiles
 from tfc.passes.base import Note, Pass
 from tfc.passes.dead_code import DeadCode
@@ -94,12 +94,13 @@ def run(program: Program, passes: Sequence[Pass] = DEFAULT, hold: frozenset[str]
 
     hold: sites (`Note.site`, `NonZero.site`) that the passes leave as they are.
     """
-    known: dict[int, Eqn] = {}
+    known = Known()
     verify(program, after="lowering", known=known)
     stages, total = [Stage("lower", program)], IDENTITY
     for step in passes:
         done = step(program, hold)
-        verify(done.program, after=step.name, known=known)
+        if done.program is not program:
+            verify(done.program, after=step.name, known=known)
         total = total.then(done.map)
         program = done.program
         stages.append(Stage(step.name, program, tuple(done.notes)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from operator import is_
 
 from tfc.ir.ops import Constant, Repeat, Route
 from tfc.ir.program import Eqn, Param, Program, Value
@@ -59,10 +60,10 @@ class Scope:
 
     def replace_params(self, old: Collection[Param], new: Param | None) -> None:
         """Puts a parameter (or none) in the place of others; of none, at the end. To be seen in `after` only."""
-        places = list(self.after)
-        at = min((places.index(p) for p in old), default=len(places))
-        places[at:at] = [] if new is None else [new]
-        self.after = tuple(p for p in places if p not in old)
+        gone = {p.path for p in old}
+        at = next((i for i, p in enumerate(self.after) if p.path in gone), len(self.after))
+        kept = [p for p in self.after[at:] if p.path not in gone]
+        self.after = (*self.after[:at], *([] if new is None else [new]), *kept)
 
 
 def beside(param: Param, path: str) -> str:
@@ -88,14 +89,16 @@ to leave it. Operands must be bound above the equation."""
 
 def rewrite(program: Program, rule: Rule) -> Program:
     """The program with the rule applied to every equation, innermost bodies first; equations that then nothing reads
-    are gone. Parameters stay unless the rule replaced them."""
+    are gone. Parameters stay unless the rule replaced them. Where nothing changes it is the same object."""
     scope = Scope(program)
     eqns: list[Eqn] = []
     for eqn in program.eqns:
-        if isinstance(eqn.op, Repeat | Route):
-            eqn = replace(eqn, op=replace(eqn.op, body=rewrite(eqn.op.body, rule)))
+        if isinstance(eqn.op, Repeat | Route) and (body := rewrite(eqn.op.body, rule)) is not eqn.op.body:
+            eqn = replace(eqn, op=replace(eqn.op, body=body))
         answer = rule(eqn, scope)
         eqns.extend([eqn] if answer is None else answer)
+    if scope.after is program.params and all(map(is_, eqns, program.eqns)) and len(eqns) == len(program.eqns):
+        return drop_unread(program)
     return drop_unread(replace(program, params=scope.after, eqns=tuple(eqns)))
 
 
@@ -107,4 +110,4 @@ def drop_unread(program: Program) -> Program:
         if not read.isdisjoint(eqn.outs):
             kept.append(eqn)
             read.update(eqn.args)
-    return replace(program, eqns=tuple(reversed(kept)))
+    return program if len(kept) == len(program.eqns) else replace(program, eqns=tuple(reversed(kept)))

@@ -23,8 +23,9 @@ def _build_top(eqn: Eqn, target: Target) -> Call:
 
     def call(x: Array) -> tuple[Array, ...]:
         places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-        keys = [~x]  # descending, without the overflow that -x has
-        if not jnp.issubdtype(x.dtype, jnp.integer):
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            keys = [~x]  # descending, without the overflow that -x has
+        else:
             keys = [(~jnp.isnan(x)).astype(jnp.int32), -x]
         *_, order = lax.sort((*map(lax.stop_gradient, keys), places), num_keys=len(keys), is_stable=True)
         return (order[..., :count],)

@@ -14,6 +14,7 @@ from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import Tensor
 from tfc.ir.ops import Index, Linear, Take
 from tfc.ir.types import Dim, Size
+from tfc.source import Span
 
 __all__ = ["index_equation"]
 
@@ -96,7 +97,7 @@ def _nodes(node: ast.Node) -> Iterator[ast.Node]:
         at = stack.pop()
         if isinstance(at, ast.Node):
             yield at
-            stack.extend(getattr(at, f) for f in at.__dataclass_fields__ if f != "span")
+            stack.extend([getattr(at, f) for f in at.__dataclass_fields__ if f != "span"])
         elif isinstance(at, tuple):
             stack.extend(at)
 
@@ -107,7 +108,7 @@ def _nodes(node: ast.Node) -> Iterator[ast.Node]:
 def _sizes(expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: tuple[str, ...], frame: Frame) -> Sizes:
     """Every index ranges over what is written, or the axis that it reads plainly; else `t` over the length `T`."""
     given = {name: range for name, range in (frame.ranges or {}).items() if range is not None}
-    found = {name: (size, Note(f"{size} is given here", span)) for name, (size, span) in given.items()}
+    found: dict[str, tuple[Size, Span, Tensor | None]] = {n: (size, span, None) for n, (size, span) in given.items()}
     for part in walk(expr):
         if not isinstance(part, Read):
             continue
@@ -116,15 +117,15 @@ def _sizes(expr: Expr, operands: tuple[Tensor, ...], node: ast.Equation, names: 
                 continue
             tensor = operands[part.slot]
             size = tensor.type.shape[axis]
-            note = Note(f"{size} is a size of {tensor.type}, from here", tensor.span)
-            other, first = found.setdefault(index.name, (size, note))
+            other, at, of = found.setdefault(index.name, (size, tensor.span, tensor))
             if other != size:
-                place = first.span if index.name in given else frame.at(node.value.span)
-                fail("E403", f"the index `{index.name}` ranges over {other} and over {size}", place,
-                     help="an index that reads an axis alone takes all of it: drop the size, or read by an expression"
-                     if index.name in given else "",
-                     notes=(note,) if index.name in given else (first, note))  # fmt: skip
-    sizes: Sizes = {name: size for name, (size, _) in found.items()}
+                read = [(n, t) for n, t in ((other, of), (size, tensor)) if t is not None]
+                fail("E403", f"the index `{index.name}` ranges over {other} and over {size}",
+                     frame.at(node.value.span) if of else at,
+                     help="" if of else
+                     "an index that reads an axis alone takes all of it: drop the size, or read by an expression",
+                     notes=tuple(Note(f"{n} is a size of {t.type}, from here", t.span) for n, t in read))  # fmt: skip
+    sizes: Sizes = {name: size for name, (size, _, _) in found.items()}
     reduced = [n for r in walk(expr) if isinstance(r, Reduce) for n in r.indices]
     for name in (*names, *reduced):
         if name not in sizes:

@@ -17,7 +17,7 @@ from tfc.ir.program import Init
 from tfc.ir.types import DType
 from tfc.source import Source
 
-__all__ = ["MAX_IMPORTS", "Library", "core_scope", "imported", "library_item", "library_items"]
+__all__ = ["MAX_IMPORTS", "Library", "core_scope", "imported", "library_blocks", "library_item", "library_items"]
 
 MAX_IMPORTS = 16
 """How deep files may import files."""
@@ -56,6 +56,13 @@ def library_items() -> dict[str, tuple[str, int, int]]:
         for match, start, end in zip(heads, starts, [*starts[1:], len(text)], strict=True):
             found[match.group(1)] = (entry.name, start, end)
     return found
+
+
+@cache
+def library_blocks() -> frozenset[str]:
+    """The names of the library's blocks: its kinds."""
+    texts = ((name, _library_text(file)[start:end]) for name, (file, start, end) in library_items().items())
+    return frozenset(name for name, text in texts if re.search(rf"^block {name}\b", text, re.MULTILINE))
 
 
 @cache

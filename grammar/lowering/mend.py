@@ -21,7 +21,7 @@ from tfc.grammar.lowering.aliases import (
     plain,
 )
 from tfc.grammar.lowering.around import Site, fresh, holds, indent_of, literal, nodes
-from tfc.grammar.lowering.library import core_scope, library_item, library_items
+from tfc.grammar.lowering.library import core_scope, library_blocks, library_item, library_items
 from tfc.grammar.lowering.scope import IMPLICIT, name_span
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.syntax.words import short
@@ -56,10 +56,11 @@ def _unknown_name(at: Site) -> Answer:
     if len(chain) > 1 and isinstance(chain[-2], ast.Attribute) and word in FOREIGN_MODULES:
         return f"nothing stands before it: `{chain[-2].name}`", (at.edit(at.span.start, at.span.end + 1, ""),)
     parameter = at.around(ast.Parameter)
-    if parameter is not None and parameter.type is not None and holds(parameter.type, at.span) and len(word) == 1:
-        names = [n for n in nodes(parameter.type) if isinstance(n, ast.Name) and n.id.islower() and len(n.id) == 1]
-        edits = tuple(Edit(n.span, n.id.upper()) for n in names)
-        return "lengths that come with the call are capitals: `B`, `T`", edits
+    if parameter is not None and isinstance(parameter.type, ast.Subscript):
+        names = [n for n in parameter.type.indices if isinstance(n, ast.Name) and n.id.islower() and len(n.id) == 1]
+        if any(n.span == at.span for n in names):
+            edits = tuple(Edit(n.span, n.id.upper()) for n in names)
+            return "lengths that come with the call are capitals: `B`, `T`", edits
     role = at.around(ast.Role)
     meant = IMPLICIT_ALIASES.get(plain(word), "")
     if role is not None and meant in IMPLICIT[role.role]:
@@ -81,9 +82,13 @@ def _declared(module: ast.Module) -> set[str]:
 
 
 def _unknown_kind(at: Site) -> Answer:
-    if not at.said("the kind `") or at.said(r"not `"):
+    if not at.said("^the kind `"):
         return None
-    return _known_elsewhere(at, at.text)
+    blocks = library_blocks() | {i.name for i in at.module.items if isinstance(i, ast.Block)}
+    kinds = {plain(n): n for n in blocks}
+    near = kinds.get(plain(at.text)) or NAMES.get(plain(at.text), "")
+    near = near if near in blocks else closest(at.text, blocks - {at.text})
+    return (f"did you mean `{near}`?", (Edit(at.span, near),)) if near else ("a kind is a block", ())
 
 
 def _unknown_attribute(at: Site) -> Answer:
@@ -296,9 +301,16 @@ def _missing_argument(at: Site) -> Answer:
     return f"give it in the call: `{wanted} = {near}`", (at.edit(end, end, f"{comma}{wanted} = {near}"),)
 
 
+def _call_with(at: Site) -> ast.Call | None:
+    """The call that the place is, or is an argument of."""
+    calls = [n for n in reversed(at.chain) if isinstance(n, ast.Call)]
+    given = (c for c in calls if any(a.span == at.span for a in c.arguments))
+    return next(given, calls[0] if calls else None)
+
+
 def _too_many(at: Site) -> Answer:
     said = at.said(r"takes (\d+) (?:inputs?|arguments?), not")
-    call = at.around(ast.Call)
+    call = _call_with(at)
     if said is None or call is None:
         return None
     positional = [a for a in call.arguments if a.name is None]
@@ -313,7 +325,7 @@ def _too_many(at: Site) -> Answer:
 
 def _given_twice(at: Site) -> Answer:
     """Of an attribute or argument given twice, the second is dropped."""
-    call, setting = at.around(ast.Call), at.around(ast.Setting)
+    call, setting = _call_with(at), at.around(ast.Setting)
     arguments = list(call.arguments) if call else []
     for before, one in pairwise(arguments):
         if holds(one, at.span):
@@ -339,6 +351,9 @@ def _returns(at: Site) -> Answer:
             return None
         added = f"\n{indent_of(text, last.span.start)}return {named[-1]}"
         return f"end it with `return {named[-1]}`", (at.edit(last.span.end, last.span.end, added),)
+    if at.said("nothing after `return`"):
+        body = next((n.body for n in reversed(at.chain) if isinstance(n, ast.Block | ast.Repeat)), ())
+        return "", (at.edit(at.span.start, max(i.span.end for i in body), ""),) if body else ()
     loop = at.around(ast.Repeat)
     given = at.around(ast.Return)
     if not at.said("inside `repeat`") or loop is None or given is None:
@@ -420,8 +435,8 @@ def _numbers(at: Site) -> Answer:
     holder = next((n for n in reversed(at.chain) if isinstance(n, ast.Declaration | ast.Derived)), None)
     for setting in holder.changes if holder is not None else ():
         width = literal(setting, at.module) if setting.path == ("head_dim",) else None
-        if width is not None and width.value != int(width.value):
-            return "`head_dim` is a whole number", (Edit(width.span, str(max(1, round(width.value)))),)
+        if width is not None and 0.5 < width.value < 1e6 and width.value != int(width.value):
+            return "`head_dim` is a whole number", (Edit(width.span, str(round(width.value))),)
     if said := at.said(r"into (-?\d+) (?:heads|kv_heads)$"):
         fits = re.search(r"may be ([\d, ]+)", at.found.help)
         if fits is None or number.value != int(said[1]):
@@ -429,8 +444,8 @@ def _numbers(at: Site) -> Answer:
         counts = [int(n) for n in fits[1].split(", ")]
         near = min(counts, key=lambda n: (abs(n - number.value), n))
         return f"{at.found.help}; the nearest is {near}", (Edit(number.span, str(near)),)
-    if at.said(r"not a whole number") and isinstance(number.value, float):
-        return f"write {round(number.value)}", (Edit(number.span, str(max(1, round(number.value)))),)
+    if at.said(r"not a whole number") and 0.5 < number.value < 1e6:
+        return f"write {round(number.value)}", (Edit(number.span, str(round(number.value))),)
     return None
 
 

@@ -9,6 +9,7 @@ from tfc.grammar.lowering.evaluate import evaluate
 from tfc.grammar.lowering.formats import fit_of, kept_of
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.scope import RESERVED, Scope, reserved
+from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import LIMITS, Frame, fail
 from tfc.grammar.lowering.values import Builtin, Meaning, Tensor, describe, is_number
 from tfc.ir.formats import Fit, Format
@@ -137,7 +138,31 @@ def _as_init(value: Meaning, node: ast.Expr, frame: Frame) -> Init:
 
 
 def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
-    """The initial value computed element by element from the names of its dimensions."""
+    """The initial value computed element by element from the names of its dimensions; once for layers that are alike."""
+    known = _read(item, shape, frame)
+    made = frame.session.tables.get(known)
+    if made is None:
+        made = _computed(item, shape, frame)
+        if known is not None:
+            frame.session.tables[known] = made
+    return made
+
+
+def _read(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> object:
+    """What decides the elements, where that is numbers and functions of the core only; else None."""
+    assert item.init is not None
+    if frame.indices or frame.bound:
+        return None
+    read = []
+    for name in sorted(names_read(item.init) - {name for name, _ in item.dims}):
+        value = frame.scope.find(name)
+        if not isinstance(value, (bool, int, float, Builtin)):
+            return None
+        read.append((name, type(value), value))
+    return id(item), shape, tuple(read)
+
+
+def _computed(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
     assert item.init is not None
     sizes = [n for n in shape if isinstance(n, int)]
     count = product(sizes)

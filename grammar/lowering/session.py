@@ -10,7 +10,7 @@ from tfc.grammar import ast
 from tfc.grammar.lowering.assemble import Builder
 from tfc.grammar.lowering.values import Change, Enough, Failed, Meaning, Place, Tensor
 from tfc.ir.ops import Op
-from tfc.ir.program import Precision
+from tfc.ir.program import Init, Precision
 from tfc.ir.types import Dim, IRError, Size
 from tfc.source import Source, Span
 
@@ -90,6 +90,7 @@ class Session:
     root: Place | None = None
     counts: dict[str, int] = field(default_factory=dict)
     paths: dict[str, int] = field(default_factory=dict)  # how often `numbered_path` gave a path
+    tables: dict[object, Init] = field(default_factory=dict)  # initial values that several layers have
     loops: dict[int, str] = field(default_factory=dict)  # id of a loop's builder -> the loop's path
     builders: list[Builder] = field(default_factory=list)  # kept alive, so that ids stay their own
     seen: "Seen | None" = None  # what editors ask for

@@ -76,9 +76,10 @@ WORDS = (
     "split(x, 2)", "join(x)", "sum(x)", "sum[j](x[j])", "sum[j: 3](x[j])", "size(x)", "if(x, 1, 2)", "not x",
     "x.weight", "x@a", "a = 1", "zeros", "..", "choice(1, 2)", "linear { out = 3 }", "[rms, silu]", "attention",
     "tag(x, a = 1)", "log(0)", "sqrt(-1)", "1 / 0", "T // 2", "-(-T // 2)", "T % 2", "length(x)", "top(x, 2)",
-    "pick(x, top(x, 1))", "append(x, x)", "part(x, 1, T)", "cut(x, 0, 2)", "rounded(x, int8)", "int4(group = 3)", "calibrated(x)",
-    "recur(x, x, x)", "weights(x, x)", "mix(x, x)", "route(x, rms, 2, x)", "stop(x)", "straight(x, s)", "orthogonal",
-    "dot(q.a, k.b)", "apportion(x, total = 3)", "normal_quantile(x)", "ceil(x)", "count([1])", "q.lag[h, q - k]", "",
+    "pick(x, top(x, 1))", "append(x, x)", "part(x, 1, T)", "cut(x, 0, 2)", "rounded(x, int8)", "int4(group = 3)",
+    "calibrated(x)", "recur(x, x, x)", "weights(x, x)", "mix(x, x)", "route(x, rms, 2, x)", "stop(x)",
+    "straight(x, s)", "orthogonal", "dot(q.a, k.b)", "apportion(x, total = 3)", "normal_quantile(x)", "ceil(x)",
+    "count([1])", "q.lag[h, q - k]", "",
 )  # fmt: skip
 SIGNS = (*"+-*/%^=<>@.,:;(){}[]&|!~$'\"#\\", "==", "<=", "**", "//", "..", "and", "or", "not", "->", "≤", "−")
 KEYWORDS = ("let", "param", "repeat", "return", "report", "import", "names", "default", "as", "tfm 1", "block", "model")
@@ -253,6 +254,20 @@ def compiled(text: str, source: Source) -> tuple[ast.Module | None, tuple[Diagno
     return module, lowered.warnings
 
 
+def check_edits(found: tuple[Diagnostic, ...], source: Source) -> None:
+    """The first complaint that has edits is not said again, at the same place, once these are applied."""
+    first = next((d for d in found if d.edits), None)
+    if first is None or first.span is None or "\r" in source.text or source.text.startswith("\ufeff"):
+        return
+    text = source.text
+    for edit in sorted(dict.fromkeys(first.edits), key=lambda e: (e.span.start, e.span.end), reverse=True):
+        text = text[: edit.span.start] + edit.text + text[edit.span.end :]
+    _, after = compiled(text, Source(source.name, text))
+    for d in after:
+        same = d.code == first.code and d.message == first.message
+        assert not (same and d.span is not None and d.span.start == first.span.start), first
+
+
 def check_format(module: ast.Module) -> None:
     once = format_module(module)
     again, found = parse(Source("formatted", once))
@@ -275,6 +290,8 @@ def examine(number: int) -> str:
     assert spent < SECONDS, f"{spent:.2f} s\n" + "\n".join(map(str, found))
     # line ends are made one: places are those of the text so read
     check_places(found, Source(source.name, text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")))
+    if number % 4 == 0:
+        check_edits(found, source)
     if module is None:
         assert found and all(d.severity == "error" for d in found)
         return "refused"

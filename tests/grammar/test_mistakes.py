@@ -20,13 +20,14 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 MISTAKES = sorted((GOLDEN / "mistakes").glob("*.tfm"))
 
 # the mistakes that everybody makes
-WANTED = """ampersand causal_as_attribute colon_for_equals comma_between_attributes curly_quotes declared_twice def def_block
-    double_equals field_of_input for_loop head_dim_is_not_whole heads_do_not_divide kv_heads_do_not_divide label_twice
-    layer_as_kind mask_as_score misspelt_attribute misspelt_field misspelt_kind missing_comma missing_return
-    missing_version num_heads other_kind pipe power python_body python_if python_none python_not python_true
-    q_and_k_of_unequal_size q_in_position return_in_loop s_in_mask score_as_mask semicolon single_equals slash_comment
-    too_few_arguments too_many_gelu trailing_comma_in_let type_of_torch undeclared_field unicode_operators unit
-    unlabelled_reuse weight_before_use window_as_attribute window_beside_mask wrong_kind""".split()
+WANTED = """ampersand causal_as_attribute colon_for_equals comma_between_attributes curly_quotes declared_twice
+    def def_block double_equals field_of_input for_loop head_dim_is_not_whole heads_do_not_divide
+    kv_heads_do_not_divide label_twice layer_as_kind mask_as_score misspelt_attribute misspelt_field misspelt_kind
+    missing_comma missing_return missing_version num_heads other_kind pipe power python_body python_if python_none
+    python_not python_true q_and_k_of_unequal_size q_in_position return_in_loop s_in_mask score_as_mask semicolon
+    single_equals slash_comment too_few_arguments too_many_gelu trailing_comma_in_let type_of_torch undeclared_field
+    unicode_operators unit unlabelled_reuse weight_before_use window_as_attribute window_beside_mask
+    wrong_kind""".split()
 
 
 def diagnose(name: str, text: str) -> tuple[Diagnostic, ...]:

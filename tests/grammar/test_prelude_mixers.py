@@ -123,9 +123,9 @@ def test_mamba2() -> None:
 
 
 def test_state_space_in_reverse_is_that_of_the_reversed_tokens() -> None:
-    y, p = value('state_space(y, y, y, linear@dt(x, 2), direction = "reverse")')
+    y, p = value('state_space(y, y, y, linear(x, 2), direction = "reverse")')
     x = heads(X)[:, ::-1]
-    dt = np.log1p(np.exp(X[:, ::-1] @ p["dt.weight"] + p["step"]))
+    dt = np.log1p(np.exp(X[:, ::-1] @ p["weight"] + p["step"]))
     o = recurred(x, x * dt[..., None], x, (-np.exp(p["rate"]) * dt)[..., None]) + p["skip"][:, None] * x
     close(y[:, ::-1], o)
 

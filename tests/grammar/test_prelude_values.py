@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -126,6 +127,12 @@ def test_softmax() -> None:
     close(value("softmax(x)")[0], softmax(X))
     close(value("log_softmax(x)")[0], np.log(softmax(X)))
     close(value("logsumexp(x)")[0], np.log(np.exp(X).sum(-1, keepdims=True)))
+
+
+@pytest.mark.parametrize("count", [2, 4, 7.5])
+def test_statistical_top(count: float) -> None:
+    threshold = X.mean(-1, keepdims=True) + X.std(-1, ddof=1, keepdims=True) * NormalDist().inv_cdf(1 - count / C)
+    close(value(f"statistical_top(x, count = {count})")[0], np.maximum(X - threshold, 0))
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])

@@ -18,7 +18,7 @@ The invariants, each tested by a program that breaks it:
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan, prod
 
 from tfc.formula.expr import (
@@ -46,7 +46,7 @@ from tfc.ir.scan import NAME, PATH, WORDS
 from tfc.ir.text import line, word
 from tfc.ir.types import Dim, DType, IRError, TensorType
 
-__all__ = ["verify"]
+__all__ = ["Known", "verify"]
 
 INITS = frozenset(["zeros", "ones", "normal", "uniform", "orthogonal", "glorot", "constant", "table", "packed"])
 """Kinds of `Init`. `packed`: what a pass made; it starts as the pass's ParamMap gives it, not by itself."""
@@ -64,14 +64,24 @@ ARITY = {
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 
 
-def verify(program: Program, *, after: str = "", known: dict[int, Eqn] | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Equations and values by identity that have passed before, values by the lengths that could be bound then.
+
+    Most of a program stays as it is from pass to pass, and what an equation says of itself with it.
+    """
+
+    eqns: dict[int, Eqn] = field(default_factory=dict)
+    values: dict[frozenset[str], dict[int, Value]] = field(default_factory=dict)
+
+
+def verify(program: Program, *, after: str = "", known: Known | None = None) -> None:
     """Checks every invariant. `after`: the pass that made the program, for the message. Raises IRError.
 
-    known: equations by identity that have passed before, to which this program's are added: most of a program stays
-    as it is from pass to pass, and what an equation says of itself with it.
+    known: what need not be checked again, to which this program's equations and values are added.
     """
     try:
-        _program(program, Lengths.of(program, {} if known is None else known))
+        _program(program, Lengths.of(program, known or Known()))
         _paths(program)
         _statistics(program)
     except IRError as e:
@@ -80,16 +90,17 @@ def verify(program: Program, *, after: str = "", known: dict[int, Eqn] | None = 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """The named lengths that a call can bind: those in the shapes of the model's inputs; and the equations that have
-    been checked, by identity."""
+    """The named lengths that a call can bind: those in the shapes of the model's inputs. With what is known."""
 
     names: frozenset[str]
-    checked: dict[int, Eqn]
+    eqns: dict[int, Eqn]
+    values: dict[int, Value]
 
     @staticmethod
-    def of(program: Program, checked: dict[int, Eqn]) -> "Lengths":
+    def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
-        return Lengths(frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names), checked)
+        names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
+        return Lengths(names, known.eqns, known.values.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
         for n in value.type.shape:
@@ -129,10 +140,10 @@ def _program(program: Program, lengths: Lengths) -> None:
         try:
             for arg in eqn.args:
                 _use(arg, known)
-            if id(eqn) not in lengths.checked:
+            if id(eqn) not in lengths.eqns:
                 _eqn(eqn, lengths)
                 if not isinstance(eqn.op, Repeat | Route):  # bodies follow the lengths around them
-                    lengths.checked[id(eqn)] = eqn
+                    lengths.eqns[id(eqn)] = eqn
             for out in eqn.outs:
                 bound(out)
         except IRError as e:
