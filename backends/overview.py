@@ -49,6 +49,11 @@ TYPICAL: Mapping[type[Op], tuple[Op, tuple[TensorType, ...]]] = {
     ops.Calibrated: (ops.Calibrated(path="calibrated"), (_t(2, 8, dtype=DType.F32),)),
     ops.Rounded: (ops.Rounded(format=Format("fp8", (("variant", "e4m3"), ("per", "tensor")))), (_t(2, 512, 512),)),
     ops.ArrayFunction: (ops.ArrayFunction(fn="apportion", settings=(("total", 8),)), (_t(4, dtype=DType.F32),)),
+    ops.CacheRead: (ops.CacheRead(), (_t(4, 2, 512, 8, 64), _t(dtype=DType.I32))),
+    ops.CacheWrite: (
+        ops.CacheWrite(),
+        (_t(4, 2, 512, 8, 64), _t(2, 1, 8, 64), _t(dtype=DType.I32), *[_t(2, dtype=DType.I32)] * 2),
+    ),
 }
 """An everyday equation of each operation: bf16, eight heads of 64, causal."""
 

@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tfc.grammar import ast
@@ -67,8 +68,8 @@ CONSTRUCTS: Mapping[str, Callable[[ast.Node], bool]] = {
     "`param` with a named dimension": lambda n: isinstance(n, ast.ParamDecl) and any(d for d, _ in n.dims),
     "`trained = no`": _sets("trained"),
     "`fit`": _sets("fit"),
-    "`repeat` a number": lambda n: isinstance(n, ast.Repeat) and not isinstance(n.over, ast.List | ast.Name),
-    "`repeat` a list or a value": lambda n: isinstance(n, ast.Repeat) and isinstance(n.over, ast.List | ast.Name),
+    "`repeat`": lambda n: isinstance(n, ast.Repeat),
+    "`repeat` a list": lambda n: isinstance(n, ast.Repeat) and any(isinstance(m, ast.List) for m in walk(n.over)),
     "list": lambda n: isinstance(n, ast.List),
     **{f"`{role}`": _role(role) for role in ROLES},
     "field `x.f`": lambda n: isinstance(n, ast.Attribute),
@@ -112,8 +113,16 @@ def walk(node: object) -> Iterator[ast.Node]:
 
 def constructs(module: ast.Module) -> frozenset[str]:
     """The constructs that a file uses itself; what the prelude does for it is not counted."""
-    nodes = list(walk(module))
+    nodes = [_resolved(node, module) for node in walk(module)]
     return frozenset(name for name, uses in CONSTRUCTS.items() if any(map(uses, nodes)))
+
+
+def _resolved(node: ast.Node, module: ast.Module) -> ast.Node:
+    """A `repeat` over a name as one over the value that a `let` of the file gives the name."""
+    if isinstance(node, ast.Repeat) and isinstance(node.over, ast.Name):
+        lets = {b.name: b.value for i in module.items if isinstance(i, ast.Let) for b in i.bindings}
+        return replace(node, over=lets.get(node.over.id, node.over))
+    return node
 
 
 def table(folder: Path) -> str:

@@ -13,6 +13,8 @@ from tfc.formula.tiles import visited
 from tfc.ir.ops import (
     ArrayFunction,
     Attention,
+    CacheRead,
+    CacheWrite,
     Calibrated,
     Cast,
     Concat,
@@ -254,8 +256,10 @@ def cost(eqn: Eqn) -> Cost:
             return Cost(0, 0, _bytes(types[1]) + 2 * _bytes(outs[0]))
         case Reshape() | Constant() | Calibrated():
             return Cost(0, 0, 0)
-        case Slice():
+        case Slice() | CacheRead():
             return Cost(0, 0, 2 * _bytes(outs[0]))
+        case CacheWrite():
+            return Cost(0, 0, 2 * _bytes(types[1]))
         case Concat() | Cast():
             return Cost(0, 0, moved)
     raise NotImplementedError(f"the cost of {eqn.op.name}")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.kernel import DTYPES, Kernel, Target
-from tfc.backends.reference import arrays, attention, formats, functions, index, linear, recurrence, rotate, routing
+from tfc.backends.reference import arrays, attention, caching, formats, functions, index, linear, recurrence, rotate, routing
 from tfc.backends.weights import rounding, turned
 from tfc.ir import ops
 from tfc.ir.ops import Op, Repeat, Route
@@ -47,6 +47,8 @@ DEFINITIONS: Mapping[type[Op], Definition] = {
     ops.Calibrated: routing.calibrated,
     ops.Rounded: formats.rounded,
     ops.ArrayFunction: functions.function,
+    ops.CacheRead: caching.cache_read,
+    ops.CacheWrite: caching.cache_write,
 }
 """Every operation but Repeat and Route, whose definitions are `evaluate` of their bodies, turn by turn."""
 

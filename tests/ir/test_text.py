@@ -155,12 +155,14 @@ SHOWN = {
     "route": "%y: f32[B, T, 2, 4] = route(count=3, label=experts) %q, %c, %m",
     "calibrated": "%y: f32[B, 4] = calibrated(path=layer.0.calibrated) %x",
     "rounded": "%y: f32[B, 4] = rounded(format=int8(group=64, symmetric=no, outliers=6.0)) %x",
+    "cache_read": "%y: f32[B, 9, T, T] = cache_read %k, %j",
+    "cache_write": "%y: f32[3, B, 9, T, T] = cache_write %k, %s, %j, %n, %n",
     "function": "%y: int[4] = function(fn=apportion, settings=[total=8]) %u",
 }
 HEAD = (
     "program p(%x: f32[B, 4], %n: int[B], %u: f32[4], %w: f32[4, 6], %v: f32[6, 4], "
     "%q: f32[B, T, 2, 4], %s: f32[B, 2, T, T], %r: bool[B, T], %g: int[B, T], %t: f32[B, T, 2, T], %c: int[B, T, 2], "
-    "%m: f32[B, T, 2]) {\n"
+    "%m: f32[B, T, 2], %j: int[], %k: f32[3, B, 9, T, T]) {\n"
 )
 BODY = """
     program layer(%i: int[], %x: f32[B, 4]) {

@@ -23,6 +23,23 @@ ZOO = ROOT / "examples" / "zoo"
 SPECS = sorted(ZOO.rglob("*.tfm"))
 NAMES = [str(p.relative_to(ZOO)) for p in SPECS]
 spec = pytest.mark.parametrize("path", SPECS, ids=NAMES)
+# compiling a model twice takes seconds: every third one by default, all of them with --slow
+runs = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, id=n, marks=[pytest.mark.slow] if i % 3 else [])
+        for i, (p, n) in enumerate(zip(SPECS, NAMES, strict=True))
+    ],
+)
+
+
+@pytest.fixture
+def compiled_quickly():
+    """XLA without its optimizations: what is compared are meanings."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_seventy_systems():
@@ -65,7 +82,8 @@ def _inputs(model, lengths):
     return out
 
 
-@spec
+@runs
+@pytest.mark.usefixtures("compiled_quickly")
 def test_runs(path):
     """`xla` gives what the definitions give, finite, at the small size that the head names."""
     head = read_head(path)
@@ -77,7 +95,9 @@ def test_runs(path):
     slow = tfc.compile(path, target="cpu", implementation="reference", **head.sets)
     params = fast.init(jax.random.key(0))
     inputs = _inputs(fast, head.lengths)
-    for ours, true in zip(jax.tree.leaves(fast(params, **inputs)), jax.tree.leaves(slow(params, **inputs)), strict=True):
+    for ours, true in zip(
+        jax.tree.leaves(fast(params, **inputs)), jax.tree.leaves(slow(params, **inputs)), strict=True
+    ):
         assert ours.shape == true.shape and bool(jnp.all(jnp.isfinite(true.astype(jnp.float32))))
         np.testing.assert_allclose(ours.astype(jnp.float32), true.astype(jnp.float32), rtol=2e-3, atol=2e-4)
 

@@ -22,6 +22,7 @@ from tfc.formula.expr import (
     walk,
 )
 from tfc.formula.ranges import ranges
+from tfc.ir.caching import CacheRead, CacheWrite
 from tfc.ir.formats import Rounded
 from tfc.ir.functions import ArrayFunction
 from tfc.ir.op import Op, broadcast, promote
@@ -34,6 +35,8 @@ __all__ = [
     "OPS",
     "ArrayFunction",
     "Attention",
+    "CacheRead",
+    "CacheWrite",
     "Calibrated",
     "Cast",
     "Concat",
@@ -601,6 +604,7 @@ OPS: Mapping[str, type[Op]] = {
         Constant, Elementwise, Reduction, Index, Take, Linear, Reshape, Slice, Concat, Cast, Rotate,
         Scores, Score, Masked, Weigh, Mix, Attention, FeedForward, Repeat,
         Recurrence, Top, Route, Calibrated, Rounded, ArrayFunction,
+        CacheRead, CacheWrite,
     )
 }  # fmt: skip
 """Every operation by its name. Lists that depend on it (text form, kernels, README tables) are tested against it."""
