@@ -186,7 +186,7 @@ class _Binding:
             if made.kind is not Kind.INT:
                 fail("E301", f"`{made.span.text}` is {made.kind}; an index is a whole number",
                      self.frame.at(made.span))  # fmt: skip
-            if made.expr == H or (isinstance(made.expr, Var) and made.expr.name in self.taken):
+            if isinstance(made.expr, Var) and made.expr.name in {"h", *self.taken}:
                 self._ranges(made.expr.name, index, size, held)
             out.append(made.expr)
         return tuple(out)

@@ -327,15 +327,16 @@ def _builtin(name: str, node: ast.Call, frame: Frame) -> Meaning:
     if name in PRIMITIVES and not reduces:
         return _primitive(name, node, frame)
     assert function is not None, f"no meaning for {name}"
-    return core.call(function, *_given(node, frame), node, frame)
+    return core.call(function, *_given(node, frame, function.inputs), node, frame)
 
 
-def _given(node: ast.Call, frame: Frame) -> tuple[list[Given], dict[str, Given]]:
-    """The arguments of a call, evaluated: those by position, those by name."""
+def _given(node: ast.Call, frame: Frame, inputs: Sequence[str] = ()) -> tuple[list[Given], dict[str, Given]]:
+    """The arguments of a call, evaluated: those by position, for a core function's inputs, and by name."""
     named: dict[str, Given] = {}
     positional: list[Given] = []
     for arg in node.arguments:
-        given = Given(argument(arg.name or "", arg.value, frame), arg)
+        place = inputs[len(positional)].rstrip("?") if len(positional) < len(inputs) else ""
+        given = Given(argument(arg.name or place, arg.value, frame), arg)
         if arg.name:
             if arg.name in named:
                 fail("E214", f"`{arg.name}` is given twice", arg.span)

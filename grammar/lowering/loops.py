@@ -6,6 +6,7 @@ from typing import Any
 
 from tfc.diagnostics import Note
 from tfc.grammar import ast
+from tfc.grammar.lowering.again import Turns
 from tfc.grammar.lowering.algebra import tensor_of
 from tfc.grammar.lowering.assemble import Builder
 from tfc.grammar.lowering.changes import check_reached
@@ -175,6 +176,7 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
     """One turn after another, each with a place of its own: `layer.0`, `layer.1`, .."""
     inside = _reached(item, frame)
     seen: set[str] = set()
+    turns = Turns(item, frame)
     for i, element in enumerate(over):
         frame.session.count("turns written out", frame.at(item.span))
         scope = Scope(frame.scope)
@@ -182,7 +184,10 @@ def _unrolled(item: ast.Repeat, over: tuple[Meaning, ...], place: Place, frame: 
         inner = replace(
             frame, scope=scope, place=place.under(str(i)), uses={}, inside=inside, seen_inside=set(), reported={}
         )  # fmt: skip
-        run(item.body, inner)
+        before, first = turns.before(), len(frame.builder.eqns)
+        if not turns.again(element, before, inner):
+            run(item.body, inner)
+            turns.keep(element, before, first, inner)
         seen |= inner.seen_inside
         if i == len(over) - 1:
             check_reached(inner, item.name, seen)

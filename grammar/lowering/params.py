@@ -138,7 +138,7 @@ def _as_init(value: Meaning, node: ast.Expr, frame: Frame) -> Init:
 
 
 def _table(item: ast.ParamDecl, shape: tuple[Size, ...], frame: Frame) -> Init:
-    """The initial value computed element by element from the names of its dimensions; once for layers that are alike."""
+    """The initial value computed element by element from the names of its dimensions; once where layers are alike."""
     known = _read(item, shape, frame)
     made = frame.session.tables.get(known)
     if made is None:

@@ -13,7 +13,21 @@ import pytest
 from tfc.backends.reference.program import DEFINITIONS, define, evaluate
 from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var, apply
 from tfc.ir import ops
-from tfc.ir.ops import OPS, Attention, Elementwise, FeedForward, Index, Linear, P, Reduction, Repeat, Rotate, S, Take
+from tfc.ir.ops import (
+    OPS,
+    Attention,
+    Elementwise,
+    FeedForward,
+    Index,
+    Linear,
+    P,
+    Reduction,
+    Repeat,
+    Rotate,
+    Route,
+    S,
+    Take,
+)
 from tfc.ir.text import parse
 
 Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
@@ -26,7 +40,7 @@ def draw(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def test_every_operation_is_defined():
-    assert set(DEFINITIONS) == set(OPS.values()) - {Repeat}
+    assert set(DEFINITIONS) == set(OPS.values()) - {Repeat, Route}
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -115,19 +115,16 @@ def routed(chosen: Any = None) -> tuple[Program, dict[str, jax.Array], dict[str,
     return parse(ROUTED), params, inputs
 
 
-def by_hand(params: Any, inputs: Any) -> np.ndarray[Any, Any]:
+def by_hand(params: Any, inputs: Any) -> Any:
     """Token by token, in float64."""
-    p, x = (
-        {k: np.asarray(v, np.float64) if v.dtype == jnp.float32 else np.asarray(v) for k, v in d.items()}
-        for d in (params, inputs)
-    )
-    out = np.zeros((*x["chosen"].shape[:2], 3))
-    for b, t, k in np.ndindex(x["chosen"].shape):
-        if 0 <= (e := x["chosen"][b, t, k]) < 3:
-            copy = (np.tanh(x["x"][b, t] @ p["experts.w"][e]) + p["experts.b"][e]) * e + p["experts.t"][
-                e, x["ids"][b, t]
-            ]
-            out[b, t] += x["weight"][b, t, k] * copy
+    p: dict[str, Any] = {path: np.asarray(x, np.float64) for path, x in params.items()}
+    x, weight = (np.asarray(inputs[name], np.float64) for name in ("x", "weight"))
+    chosen, ids = (np.asarray(inputs[name]) for name in ("chosen", "ids"))
+    out = np.zeros((*chosen.shape[:2], 3))
+    for b, t, k in np.ndindex(chosen.shape):
+        if 0 <= (e := chosen[b, t, k]) < 3:
+            copy = (np.tanh(x[b, t] @ p["experts.w"][e]) + p["experts.b"][e]) * e + p["experts.t"][e, ids[b, t]]
+            out[b, t] += weight[b, t, k] * copy
     return out
 
 

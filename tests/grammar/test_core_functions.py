@@ -276,3 +276,25 @@ def test_core_words_may_be_names_of_ones_own() -> None:
     items = "let count = 2, int8 = 3, top = 4\nblock binary(x) { return x * int8 }"
     made = program("  part = binary(x)\n  return part * count * top", items)
     assert [e.op.fn for e in eqns(made, Elementwise) if isinstance(e.op, Elementwise)] == ["mul"] * 3
+
+
+# ---- what tokens carry, from one use of a tensor to another
+
+
+def test_a_field_set_later_is_carried_from_there() -> None:
+    """One tensor, read with the field and without: each use carries what it was given."""
+    body = "  y = tag(x, g = linear@first(x, 8))\n  z = linear@second(y, 8)\n"
+    assert shapes(program(body + "  return z * z.g")) == ["f32[B, T, 8]"]
+    assert refused("  y = tag(x, g = linear@first(x, 8))\n  return linear@second(x, 8).g") == ["E306"]
+
+
+def test_fields_that_a_turn_adds_end_with_it() -> None:
+    body = "  x = 2 * x\n  repeat 3 as turn { x = tag(linear(x, 8), near = ids) }\n"
+    assert shapes(program(body + "  return x")) == ["f32[B, T, 8]"]
+    assert refused(body + "  return x * x.near") == ["E306"]
+
+
+def test_formulas_are_given_by_place_as_by_name() -> None:
+    items = "position slow = pos / 2"
+    by_name = program("  return rotate(split(x, 2), position = slow)", items)
+    assert program("  return rotate(split(x, 2), slow)", items) == by_name

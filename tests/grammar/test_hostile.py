@@ -29,19 +29,26 @@ def body(statements: str) -> str:
     return f"tfm 1\n{HEAD}{statements}\n}}\n"
 
 
+def allowed() -> float:
+    """SECONDS, longer on a machine that is slower or busy: one at rest does this loop in 25 ms."""
+    times = []
+    for _ in range(5):
+        began, seen = time.process_time(), dict[int, object]()
+        for i in range(200_000):
+            seen[i & 255] = (i, seen.get(i & 127))
+        times.append(time.process_time() - began)
+    return SECONDS * max(1.0, sorted(times)[2] / 0.025)
+
+
 def diagnose(what: str | Path) -> tuple[Diagnostic, ...]:
     """All that is said of a text or a file. Held to the second, and to places within the text."""
-    for _ in range(3):  # the best of three: on a busy machine, CPU time is no constant either
-        began = time.process_time()
-        try:
-            found = front(what).warnings
-        except TfcError as error:
-            found = error.diagnostics
-        spent = time.process_time() - began
-        if spent < SECONDS:
-            break
-    else:
-        pytest.fail(f"{spent:.2f} s")
+    began = time.process_time()
+    try:
+        found = front(what).warnings
+    except TfcError as error:
+        found = error.diagnostics
+    spent = time.process_time() - began
+    assert spent < SECONDS or spent < allowed(), f"{spent:.2f} s"
     for d in found:
         assert len(str(d)) < 6_000 and len(str(d.to_json())) < 6_000
         for span in [d.span] if d.span else []:

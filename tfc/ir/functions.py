@@ -29,6 +29,16 @@ def _apportion(settings: Mapping[str, Setting], operands: tuple[TensorType, ...]
     return TensorType(norms.shape, DType.I32)
 
 
+def _legendre(settings: Mapping[str, Setting], operands: tuple[TensorType, ...]) -> TensorType:
+    () = operands
+    order, window, steps = (settings[name] for name in ("order", "window", "steps"))
+    if not (isinstance(order, int) and isinstance(steps, int) and isinstance(window, float)):
+        raise IRError("legendre: order and steps are whole numbers, window a number")
+    if order < 1 or steps < 1 or not window > 0:
+        raise IRError(f"legendre: order {order}, window {window}, steps {steps} must be positive")
+    return TensorType((steps, order), DType.F32)
+
+
 FUNCTIONS: Mapping[str, Registered] = {
     f.name: f
     for f in (
@@ -37,6 +47,11 @@ FUNCTIONS: Mapping[str, Registered] = {
             "`total` query heads shared out to kv heads in proportion to norms [G] -> int [G] (key-driven GQA, "
             "arXiv:2408.08454): rounded half to even, then one at a time from the largest or to the smallest; "
             "equal norms share equally",
+        ),
+        Registered(
+            "legendre", {"order": int, "window": float, "steps": int}, _legendre,
+            "what a Legendre memory of `order` polynomials over `window` steps holds after an impulse, step by step -> "
+            "real [steps, order] (LMUFormer, arXiv:2402.04882)",
         ),
     )
 }  # fmt: skip

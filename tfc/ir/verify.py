@@ -66,12 +66,13 @@ ARITY = {
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Equations and values by identity that have passed before, values by the lengths that could be bound then.
+    """Equations, operations and values by identity that have passed before, values by the lengths known then.
 
     Most of a program stays as it is from pass to pass, and what an equation says of itself with it.
     """
 
     eqns: dict[int, Eqn] = field(default_factory=dict)
+    ops: dict[int, Op] = field(default_factory=dict)
     values: dict[frozenset[str], dict[int, Value]] = field(default_factory=dict)
 
 
@@ -94,13 +95,14 @@ class Lengths:
 
     names: frozenset[str]
     eqns: dict[int, Eqn]
+    ops: dict[int, Op]
     values: dict[int, Value]
 
     @staticmethod
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.eqns, known.values.setdefault(names, {}))
+        return Lengths(names, known.eqns, known.ops, known.values.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
         for n in value.type.shape:
@@ -252,18 +254,30 @@ def _settings(what: str, given: tuple[tuple[str, Setting], ...], asked: Mapping[
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     op = eqn.op
-    if OPS.get(op.name) is not type(op):
-        raise IRError(f"{type(op).__name__} is no operation of the IR")
-    if isinstance(op, Elementwise):
-        if op.fn not in PRIMITIVES:
-            raise IRError(f"`{op.fn}` is no primitive")
-        fewest: int = PRIMITIVES[op.fn].arity
-        most: int | None = fewest
-    else:
-        fewest, most = ARITY[op.name]
+    if id(op) not in lengths.ops:
+        _op(op, lengths)
+        if not isinstance(op, Repeat | Route):  # bodies follow the lengths around them
+            lengths.ops[id(op)] = op
+    fewest, most = (PRIMITIVES[op.fn].arity,) * 2 if isinstance(op, Elementwise) else ARITY[op.name]
     count = len(eqn.args)
     if not (fewest <= count and (most is None or count <= most)):
         raise IRError(f"{word(op)} does not take {count} operands")
+    types = tuple(a.type for a in eqn.args)
+    try:
+        inferred = op.infer(*types)
+    except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
+        raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
+    given = tuple(out.type for out in eqn.outs)
+    if inferred != given:
+        raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
+
+
+def _op(op: Op, lengths: Lengths) -> None:
+    """What an operation says of itself."""
+    if OPS.get(op.name) is not type(op):
+        raise IRError(f"{type(op).__name__} is no operation of the IR")
+    if isinstance(op, Elementwise) and op.fn not in PRIMITIVES:
+        raise IRError(f"`{op.fn}` is no primitive")
     for place, formula in held(op):
         _formula(op, place, formula)
     match op:
@@ -288,14 +302,6 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
         case Calibrated(path=path):
             if PATH.match(path) is None:
                 raise IRError(f"calibrated: `{path}` is no path for a parameter")
-    types = tuple(a.type for a in eqn.args)
-    try:
-        inferred = op.infer(*types)
-    except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
-        raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
-    given = tuple(out.type for out in eqn.outs)
-    if inferred != given:
-        raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
 
 
 def _listed(types: Iterable[TensorType]) -> str:
