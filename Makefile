@@ -3,7 +3,7 @@
 #   make demo     embed sentences with MiniLM and search them
 #   make test     the test suite; what a missing extra or device leaves out is named
 #   make lint types layers aot     ruff; mypy and pyright; import contracts; compilation for absent GPUs
-#   make docs     write grammar/REFERENCE.md from the grammar and the library
+#   make docs     write what is generated: grammar/REFERENCE.md, the table of the zoo
 #   make clean    forget .venv and the caches
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter.
@@ -49,6 +49,7 @@ layers: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	@$(BIN)/python -m tfc.grammar.reference
+	@$(BIN)/python -m tfc.grammar.constructs examples/zoo
 
 aot: $(VENV)/.aot
 	@TFC_AOT=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(PYTEST) -m aot $(TESTS)

@@ -1,6 +1,6 @@
 """A file's tree -> the constructs of the language that it uses: what the table of constructs against systems counts.
 
-`python -m tfc.grammar.constructs FOLDER` writes the table of all specs under a folder, as Markdown.
+`python -m tfc.grammar.constructs FOLDER` writes the table of all specs under a folder into its README.md, below the heading.
 """
 
 import sys
@@ -13,6 +13,8 @@ from tfc.grammar.parser import parse
 from tfc.source import Source
 
 __all__ = ["CONSTRUCTS", "constructs", "table"]
+
+HEADING = "| construct | systems | which |\n"
 
 ROLES = ("mask", "score", "weigh", "position", "feature", "decay")
 
@@ -138,8 +140,15 @@ def table(folder: Path) -> str:
         systems = [system for system, found in used.items() if name in found]
         shown = ", ".join(systems) if len(systems) <= 12 else f"{', '.join(systems[:12])}, .."
         rows.append(f"| {name} | {len(systems)} | {shown} |")
-    return "\n".join(["| construct | systems | which |", "|---|---|---|", *rows]) + "\n"
+    return HEADING + "\n".join(["|---|---|---|", *rows]) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Put the table into the folder's README.md, in place of the one that is there."""
+    page = folder / "README.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text[: text.index(HEADING)] + HEADING + table(folder).removeprefix(HEADING), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table(Path(sys.argv[1])))
+    write(Path(sys.argv[1]))

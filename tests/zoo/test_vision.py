@@ -281,6 +281,9 @@ def test_mixformer_templates_do_not_see_the_search():
     for mine, theirs in zip((old, new), model.all(**other), strict=False):
         np.testing.assert_array_equal(mine, theirs)
     differ(place, model.all(**{**VIEWS, "online": VIEWS["online"] + 1})[2])
+    middle = VIEWS["search"].copy()
+    middle[:, 16:20, 16:20] += 1  # attention takes it everywhere
+    assert (np.abs(place - model.all(**{**VIEWS, "search": middle})[2]).max(-1) > 0).all()
     joint = small("mixformer", **MIXED, asymmetry="no")
     differ(joint.all(**VIEWS)[0], joint.all(**other)[0])
 
