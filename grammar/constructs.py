@@ -1,6 +1,6 @@
 """A file's tree -> the constructs of the language that it uses: what the table of constructs against systems counts.
 
-`python -m tfc.grammar.constructs FOLDER` writes the table of all specs under a folder into its README.md, below the heading.
+`python -m tfc.grammar.constructs FOLDER` writes the table of all specs under a folder into its README.md.
 """
 
 import sys

@@ -18,7 +18,6 @@ from tfc.grammar.lowering.components import component_of
 from tfc.grammar.lowering.evaluate import argument, derive, evaluate
 from tfc.grammar.lowering.inputs import type_of
 from tfc.grammar.lowering.library import Library, core_scope, imported
-from tfc.grammar.lowering.mend import mended
 from tfc.grammar.lowering.names import names_map
 from tfc.grammar.lowering.params import make_param
 from tfc.grammar.lowering.scope import FileScope, Scope, name_span
@@ -88,6 +87,8 @@ def lower(
             session.report(Diagnostic("E504", "nested too deeply to be understood", module.span))
             lowered = None
     if session.diagnostics or lowered is None:
+        from tfc.grammar.lowering.mend import mended  # most specs need none, and it takes long to load
+
         raise TfcError(*mended(sorted(session.diagnostics, key=_in_text_order), module))
     return replace(lowered, warnings=tuple(session.warnings))
 

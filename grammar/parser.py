@@ -20,7 +20,6 @@ import lark
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
 from tfc.grammar.syntax.build import MAX_NESTING, Builder, too_deep
-from tfc.grammar.syntax.faults import explain
 from tfc.grammar.syntax.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
 from tfc.grammar.syntax.site import Fault, Retry, checked
 from tfc.source import Source, Span
@@ -167,6 +166,8 @@ def _recover(scanned: Scan, first: tuple[list[Diagnostic], Fault] | None) -> lis
         failed = max(segment, min(stop - 1, bisect_right(bounds, error.at) - 1))
         # a value missing at the end of an item, or a comma too many, shows at the beginning of the next one
         early = sum(bounds[failed] <= t.start < error.at for t in scanned.tokens) < 4 and failed > segment
+        from tfc.grammar.syntax.faults import explain  # most texts have no fault, and it takes long to load
+
         fault = explain(scanned, error, bounds[failed - early], bounds[failed + 1], retry)
         found.append(fault)
         segment = failed if early and fault.span and fault.span.start < bounds[failed] else failed + 1

@@ -155,6 +155,7 @@ CALLS: Mapping[str, str] = {
     "stretch": "stretch(shorten(x, count = 4), count = 4)",
     "keep": "attention(keep(x, x.real, capacity = 4), heads = 2, mask = unpadded)",
     "cumsum": "cumsum(x)",
+    "merged": "merged(x, ids // 5, count = 2)",
     # experts
     "experts": "experts(x, 4, chosen = 2, expert = ffn { hidden = 16 })",
     "balance": "balance(softmax(x), top(x, 2))",

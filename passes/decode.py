@@ -68,6 +68,7 @@ class Decode:
     dtype: DType | None = None
 
     def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
+        program = _unreported(program)
         axes = _axes(program, self.dtype)
         body = Body(program, axes)
         length = body.fresh(LENGTH, TensorType((axes.batch,), DType.I32))
@@ -84,6 +85,25 @@ def kept(program: Program) -> tuple[Value, ...]:
     """The caches that a decoding form takes, in the order in which it gives them, after its other results."""
     names = [i.value.name for i in program.inputs]
     return tuple(i.value for i in program.inputs[names.index(COUNT) + 1 :])
+
+
+def _unreported(program: Program) -> Program:
+    """The program without reports, nor what only they read; loops give their carries alone."""
+    eqns = []
+    for eqn in program.eqns:
+        if isinstance(eqn.op, Repeat | Route):
+            op = replace(eqn.op, body=_unreported(eqn.op.body))
+            outs = eqn.outs[: op.carries] if isinstance(op, Repeat) else eqn.outs
+            eqn = replace(eqn, op=op, outs=outs)
+        eqns.append(eqn)
+    less = drop_unread(replace(program, eqns=tuple(eqns), reports=()))
+    bound = {*(i.value for i in less.inputs), *(p.value for p in less.params), *(o for e in less.eqns for o in e.outs)}
+    body = Body(less, Axes(Dim.named("B"), Dim.named("T"), Dim.named("L")))
+    for eqn in less.eqns:
+        body.begin(eqn)
+        if not bound.issuperset(eqn.args):
+            body.refuse("it reads what the turns of a loop report")
+    return less
 
 
 def _axes(program: Program, dtype: DType | None) -> Axes:
@@ -254,16 +274,13 @@ def _repeat(eqn: Eqn, op: Repeat, body: Body) -> None:
     made = inner.finished(inputs=tuple(map(Input, inputs)), results=tuple(results))
     args = [body.value(a) for a in eqn.args]
     args[op.carries : op.carries] = [stack for _, _, stack in caches]
-    outs = [body.value(o) for o in eqn.outs[: op.carries]]
+    outs = [body.value(o) for o in eqn.outs]
     for _, _, stack in caches:
         after = body.fresh(f"{stack.name}.after", stack.type)
         body.give(stack, after)
         outs.append(after)
     looped = replace(op, carries=len(outs), body=drop_unread(made))
     body.eqns.append(Eqn(tuple(outs), looped, (*args, *(v for _, v in passed)), eqn.span))
-    for report in eqn.outs[op.carries :]:
-        if body.reads.get(report, 0) and any(report in e.args for e in body.program.eqns):
-            body.refuse("what its turns report is read")
 
 
 def _route(eqn: Eqn, op: Route, body: Body) -> None:

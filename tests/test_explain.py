@@ -56,6 +56,14 @@ def program(line: str, inputs: str) -> str:
         ("%y: f32[2, 3] = take %x, %i", "%x: f32[1000, 3], %i: int[2]", Cost(0, 0, 8 + 2 * 24)),
         ("%y: f32[12] = reshape(shape=[12]) %x", "%x: f32[3, 4]", Cost(0, 0, 0)),
         ("%y: bf16[3, 4] = cast(dtype=bf16) %x", "%x: f32[3, 4]", Cost(0, 0, 12 * 6)),
+        (  # of each token: decay, k v and adding it, and q S: five for every number of the state
+            "%y: f32[2, 3, 4, 6], %z: f32[2, 4, 5, 6] = recurrence %q, %k, %v",
+            "%q: f32[2, 3, 4, 5], %k: f32[2, 3, 4, 5], %v: f32[2, 3, 4, 6]",
+            Cost(5 * 2 * 3 * 4 * 30, 4 * 2 * 3 * 4 * 30, 4 * (120 + 120 + 144 + 144 + 240)),
+        ),
+        ("%y: int[3, 2] = top(count=2) %x", "%x: f32[3, 4]", Cost(36, 0, 4 * 18)),
+        ("%y: f32[3, 4] = rounded(format=fp8) %x", "%x: f32[3, 4]", Cost(60, 0, 4 * 24)),
+        ("%y: f32[3, 4] = calibrated(path=a) %x", "%x: f32[3, 4]", Cost(0, 0, 0)),
         (
             "%y: f32[2, 8, 5, 7] = scores(scale=0.5) %q, %k",
             "%q: f32[2, 5, 8, 4], %k: f32[2, 7, 2, 4]",

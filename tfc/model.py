@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from tfc.backends.binding import bind_call, lengths_of
 from tfc.backends.emit import Emitted, emit
 from tfc.backends.kernel import Target
 from tfc.backends.reach import indexed
+from tfc.decoding import Cache, Decoder
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.importers.hf import import_hf
 from tfc.ir.names import NamesMap
@@ -285,7 +286,7 @@ class Model:
     def _tables(self) -> Sequence[Any]:
         return indexed(self.lowered)
 
-    # --- reports, and what is not built yet
+    # --- reports
 
     def explain(self, **lengths: int) -> Any:
         """Which kernel runs each operation, and why; costs. lengths: `B=8, T=512`; those left out get defaults."""
@@ -301,22 +302,47 @@ class Model:
             notes=result.notes,
         )
 
-    def init_cache(self, *args: Any, **named: Any) -> NoReturn:
+    # --- decoding
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        def packed(params: "Params | Packed") -> Packed:
+            return params if isinstance(params, Packed) else self.pack(params)
+
+        def optimized(held: frozenset[str]) -> Program:
+            return self._variant(held)[0].program
+
+        return Decoder(self.lowered, self.target, self.implementation, optimized, packed)
+
+    def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
+        """An empty cache for `batch` rows of up to `length` tokens each.
+
+        dtype: what keys and values are kept in, `jnp.bfloat16` say; None for the type that they are computed in.
+        Raises TfcError: E816, with the place, where the model's results depend on more than the tokens before; E707
+        where a table (of positions, say) is shorter than `length`.
+        """
+        return self._decoder.cache(batch, length, dtype)
+
+    def decode(
+        self, params: "Params | Packed", cache: Cache, *inputs: Any, count: Any = None, **named: Any
+    ) -> tuple[Any, Cache]:
+        """The model's result for n >= 1 new tokens of each row, after those that the cache has seen; and the cache
+        after them. Whatever the split of a text into calls, the results are those of one call with all of it.
+
+        params: a nested dict (packed inside the jit: with `pack` once it is faster). cache: from `init_cache` or from
+        `decode`; it is donated, do not use it again. inputs: as in a call, the new tokens alone. count: int [B], how
+        many of each row's n tokens count (0..n, default all): the rest is padding, its results mean nothing.
+        Compiled once for each n. Raises TfcError as a call does, and E708 for a cache that does not fit or is full.
+        """
+        given = self._given(inputs, named)
+        self._present()
+        self._look(given)
+        results, after = self._decoder(params, cache, given, count)
+        return (results[0] if len(results) == 1 else results), after
+
+    def generate(self, *args: Any, **named: Any) -> Any:
         """Not built yet."""
-        _later("init_cache")
-
-    def decode(self, *args: Any, **named: Any) -> NoReturn:
-        """Not built yet."""
-        _later("decode")
-
-    def generate(self, *args: Any, **named: Any) -> NoReturn:
-        """Not built yet."""
-        _later("generate")
-
-
-def _later(name: str) -> NoReturn:
-    hint = "call the model on whole sequences"
-    raise TfcError(Diagnostic("E816", f"decoding with a cache is not built yet: `{name}`", help=hint))
+        raise TfcError(Diagnostic("E816", "not built yet: `generate`", help="call decode step by step"))
 
 
 def _array(name: str, x: Any) -> Any:

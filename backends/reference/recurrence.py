@@ -13,15 +13,16 @@ __all__ = ["recurrence"]
 Array = jax.Array
 
 
-def recurrence(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, Array]:
+def recurrence(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, ...]:
     """S_t = diag(exp(g_t)) S_{t-1} + k_t^T v_t,   out_t = scale q_t S_t / (normalized: scale q_t z_t + eps).
 
-    q: [B, N, H, K]   k: [B, M, G, K]   v: [B, M, G, V]   rest: log decay, segments   -> [B, N, H, V], [B, H, K, V]
+    q: [B, N, H, K]   k: [B, M, G, K]   v: [B, M, G, V]   rest: log decay, segments; initially the
+    state, z, the last segment   -> [B, N, H, V], [B, H, K, V], with an initial z the last one [B, H, K]
     """
     groups = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
     decay = rest[0] if op.decay != "none" else None
-    segment = rest[-1] if op.segmented else None
+    segment = rest[op.decay != "none"] if op.segmented else None
     if op.direction == "both":
         return _whole(op, q, k, v, segment)
     shape = (*q.shape[:3], q.shape[3])
@@ -35,16 +36,31 @@ def recurrence(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: A
     tokens = [q, k, v, factor, runs]
     if op.direction == "reverse":
         tokens = [x[:, ::-1] for x in tokens]
-    out, state = _steps(op, *tokens)
+    if op.initial:
+        return _continued(op, tokens, rest[(op.decay != "none") + op.segmented :])
+    out, state, _ = _steps(op, *tokens, *_nothing(q, v, tokens[-1][:, 0]))
     return (out[:, ::-1] if op.direction == "reverse" else out), state
 
 
-@partial(jax.jit, static_argnums=0)  # compiled once, however often a program is evaluated
-def _steps(op: Recurrence, q: Array, k: Array, v: Array, factor: Array, runs: Array) -> tuple[Array, Array]:
-    """One token after another; the state starts from zero, also where a run does."""
+def _nothing(q: Array, v: Array, run: Array) -> tuple[Array, Array, Array]:
+    """The state, z and run before the first token."""
     batch, _, heads, keys = q.shape
-    state = jnp.zeros((batch, heads, keys, v.shape[3]), v.dtype)
-    total = jnp.zeros((batch, heads, keys), v.dtype)
+    return jnp.zeros((batch, heads, keys, v.shape[3]), v.dtype), jnp.zeros((batch, heads, keys), v.dtype), run
+
+
+def _continued(op: Recurrence, tokens: list[Array], before: tuple[Array, ...]) -> tuple[Array, ...]:
+    state, *others = before
+    _, total, run = _nothing(tokens[0], tokens[2], tokens[-1][:, 0])
+    total = others[0] if op.normalized else total
+    out, state, total = _steps(op, *tokens, state, total, others[-1] if op.segmented else run)
+    return (out, state, total) if op.normalized else (out, state)
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once, however often a program is evaluated
+def _steps(
+    op: Recurrence, q: Array, k: Array, v: Array, factor: Array, runs: Array, state: Array, total: Array, run: Array
+) -> tuple[Array, Array, Array]:
+    """One token after another, from a state, z and run; the state is zero where another run starts."""
 
     def step(carry: tuple[Array, Array, Array], token: tuple[Array, ...]) -> tuple[tuple[Array, Array, Array], Array]:
         state, total, before = carry
@@ -58,8 +74,8 @@ def _steps(op: Recurrence, q: Array, k: Array, v: Array, factor: Array, runs: Ar
         return (state, total, run), out
 
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, factor, runs))
-    (state, _, _), out = jax.lax.scan(step, (state, total, runs[:, 0]), tokens)
-    return jnp.moveaxis(out, 0, 1), state
+    (state, total, _), out = jax.lax.scan(step, (state, total, run), tokens)
+    return jnp.moveaxis(out, 0, 1), state, total
 
 
 def _whole(op: Recurrence, q: Array, k: Array, v: Array, segment: Array | None) -> tuple[Array, Array]:

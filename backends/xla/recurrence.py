@@ -109,10 +109,13 @@ def _tokens(x: Array, count: int) -> Array:
     return jnp.reshape(x, (x.shape[0], -1, *x.shape[3:]))[:, :count]
 
 
-def _sums(q: Array, k: Array, v: Array, g: Array | None, run: Array) -> tuple[Array, Array, Array]:
-    """q_t S_t [B, N, H, V], q_t z_t [B, N, H] and the last state, from the first token to the last.
+def _sums(
+    q: Array, k: Array, v: Array, g: Array | None, run: Array, before: tuple[Array, Array] | None = None
+) -> tuple[Array, Array, Array, Array]:
+    """q_t S_t [B, N, H, V], q_t z_t [B, N, H] and the last state and z, from the first token to the last.
 
-    q, k: [B, N, H, K]   v: [B, N, H, V]   g: none, [B, N, H] or [B, N, H, K]   run: int [B, N]
+    q, k: [B, N, H, K]   v: [B, N, H, V]   g: none, [B, N, H] or [B, N, H, K]   run: int [B, N], 0 for what continues
+    from `before`, a state [B, H, K, V] and z [B, H, K]
     """
     count = q.shape[1]
     size = min(CHUNK, -(-count // BLOCK) * BLOCK)
@@ -121,8 +124,21 @@ def _sums(q: Array, k: Array, v: Array, g: Array | None, run: Array) -> tuple[Ar
     parts += [] if g is None else [_chunks(g, size)]
     state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), v.dtype)
     start = (state, jnp.zeros(state.shape[:3], v.dtype), run[:, 0])
-    (state, _, _), (out, weight) = lax.scan(jax.checkpoint(_chunk), start, tuple(parts))
-    return _tokens(out, count), _tokens(weight, count), state
+    if before is not None:
+        start = (*before, jnp.zeros_like(run[:, 0]))
+    (state, total, _), (out, weight) = lax.scan(jax.checkpoint(_chunk), start, tuple(parts))
+    return _tokens(out, count), _tokens(weight, count), state, total
+
+
+def _step(q: Array, k: Array, v: Array, g: Array | None, run: Array, before: tuple[Array, Array]) -> tuple[Array, ...]:
+    """`_sums` of one token: one update of the state, nothing else of its size."""
+    q, k, v = (x[:, 0] for x in (q, k, v))
+    same = (run[:, 0] == 0)[:, None, None]
+    fades = jnp.where(same, 1.0 if g is None else jnp.exp(g[:, 0] if g.ndim == 4 else g[:, 0, :, None]), 0)
+    state = fades[..., None] * before[0] + k[..., None] * v[:, :, None, :]
+    total = fades * before[1] + k
+    out = _dot("bhk,bhkv->bhv", q, state)
+    return out[:, None], jnp.sum(q * total, axis=-1)[:, None], state, total
 
 
 def _plain(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
@@ -133,13 +149,13 @@ def _plain(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
 
 def _both(q: Array, k: Array, v: Array, run: Array) -> tuple[Array, Array, Array]:
     """Every token over its run: up to itself, plus from itself on, less itself."""
-    out, weight, state = _sums(q, k, v, None, run)
-    back, again, _ = _sums(q[:, ::-1], k[:, ::-1], v[:, ::-1], None, run[:, ::-1])
+    out, weight, state, _ = _sums(q, k, v, None, run)
+    back, again, *_ = _sums(q[:, ::-1], k[:, ::-1], v[:, ::-1], None, run[:, ::-1])
     itself = jnp.sum(q * k, axis=-1)
     return out + back[:, ::-1] - itself[..., None] * v, weight + again[:, ::-1] - itself, state
 
 
-def _run(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, Array]:
+def _run(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, ...]:
     groups = q.shape[2] // k.shape[2]
     q, k, v = (x.astype(real) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)))
     g = rest[0].astype(real) if op.decay != "none" else None
@@ -147,20 +163,36 @@ def _run(op: Recurrence, real: Any, q: Array, k: Array, v: Array, *rest: Array) 
         g = jnp.broadcast_to(g, q.shape[:3])
     run = jnp.zeros(q.shape[:2], jnp.int32)
     if op.segmented:
-        starts = jnp.pad(rest[-1][:, 1:] != rest[-1][:, :-1], ((0, 0), (1, 0)))
+        segment = rest[op.decay != "none"]
+        first = (rest[-1] if op.initial else segment[:, 0])[:, None]
+        starts = segment != jnp.concatenate([first, segment[:, :-1]], axis=1)
         run = jnp.cumsum(starts, axis=1, dtype=jnp.int32)
     if op.direction == "both":
         out, weight, state = _both(q, k, v, run) if op.segmented else _plain(q, k, v)
     elif op.direction == "reverse":
         turned = None if g is None else g[:, ::-1]
-        out, weight, state = _sums(q[:, ::-1], k[:, ::-1], v[:, ::-1], turned, run[:, ::-1])
+        out, weight, state, _ = _sums(q[:, ::-1], k[:, ::-1], v[:, ::-1], turned, run[:, ::-1])
         out, weight = out[:, ::-1], weight[:, ::-1]
     else:
-        out, weight, state = _sums(q, k, v, g, run)
+        before = _before(op, real, rest[(op.decay != "none") + op.segmented :]) if op.initial else None
+        if before is not None and q.shape[1] == 1:
+            out, weight, state, total = _step(q, k, v, g, run, before)
+        else:
+            out, weight, state, total = _sums(q, k, v, g, run, before)
+    if op.initial and op.normalized:
+        return _scaled(op, out, weight), state, total
+    return _scaled(op, out, weight), state
+
+
+def _scaled(op: Recurrence, out: Array, weight: Array) -> Array:
     out = op.scale * out
-    if op.normalized:
-        out = out / (op.scale * weight + op.eps)[..., None]
-    return out, state
+    return out / (op.scale * weight + op.eps)[..., None] if op.normalized else out
+
+
+def _before(op: Recurrence, real: Any, given: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The state and z that tokens before have left."""
+    state = given[0].astype(real)
+    return state, given[1].astype(real) if op.normalized else jnp.zeros(state.shape[:3], real)
 
 
 def _build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:

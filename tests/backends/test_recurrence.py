@@ -19,7 +19,7 @@ from tfc.backends.xla.recurrence import BLOCK, CHUNK
 from tfc.ir.ops import Recurrence
 from tfc.ir.program import Eqn, Value
 from tfc.ir.recurrence import DECAYS
-from tfc.ir.types import DType, TensorType
+from tfc.ir.types import DType, IRError, TensorType
 
 CPU = Target(name="cpu", platform="cpu")
 HEADS, GROUPS, KEYS, VALUES = 4, 2, 3, 2
@@ -231,3 +231,55 @@ def test_without_decay_it_is_a_running_sum(x64: None):
         chunked(replace(op, decay="head"), q, k, v, zero)[0], chunked(op, q, k, v)[0], rtol=1e-12
     )
     assert DType.F64 is typed(q).dtype
+
+
+@st.composite
+def continued(draw: st.DrawFn) -> tuple[Recurrence, int, int, int]:
+    op = Recurrence(
+        scale=draw(st.sampled_from([1.0, 0.25])),
+        decay=draw(st.sampled_from(sorted(DECAYS))),
+        segmented=draw(st.booleans()),
+        normalized=draw(st.booleans()),
+        initial=True,
+    )
+    first = draw(st.sampled_from([1, 2, BLOCK, CHUNK + 1]))
+    return op, first, draw(st.sampled_from([1, 2, BLOCK + 1, CHUNK])), draw(st.integers(0, 9))
+
+
+def parts(op: Recurrence, operands: list[Any], start: int, stop: int) -> list[Any]:
+    """The operands of some of the tokens; a decay of the heads has none."""
+    return [x if x.ndim == 1 else x[:, start:stop] for x in operands]
+
+
+@pytest.mark.parametrize("form", [chunked, stepped])
+@given(case=continued())
+@settings(max_examples=8)
+def test_what_one_call_leaves_the_next_goes_on_from(form: Any, case: tuple[Recurrence, int, int, int]):
+    """Two calls, the second with the first one's state, are one call, in outputs and state, to float64's rounding."""
+    op, first, more, seed = case
+    with jax.enable_x64(True):
+        operands = drawn(op, first + more, seed=seed)
+        nothing = [jnp.zeros((2, HEADS, KEYS, VALUES)), jnp.zeros((2, HEADS, KEYS))][: 1 + op.normalized]
+        last = [operands[-1][:, 0]] if op.segmented else []
+        want = form(op, *operands, *nothing, *last)
+        plain = form(replace(op, initial=False), *operands)
+        out, *left = form(op, *parts(op, operands, 0, first), *nothing, *last)
+        last = [operands[-1][:, first - 1]] if op.segmented else []
+        then, *left = form(op, *parts(op, operands, first, first + more), *left, *last)
+        got = (jnp.concatenate([out, then], axis=1), *left)
+        for ours, true in zip((*got, *got), (*want, *plain), strict=False):
+            np.testing.assert_allclose(ours, true, rtol=1e-9, atol=1e-9)
+        assert len(left) == 1 + op.normalized
+
+
+def test_an_initial_state_is_of_the_causal_form_and_fits():
+    q, state = TensorType((2, 5, 4, 3), DType.F32), TensorType((2, 4, 3, 3), DType.F32)
+    assert Recurrence(initial=True).infer(q, q, q, state) == (q, state)
+    for op, operands in (
+        (Recurrence(initial=True), (q, q, q)),
+        (Recurrence(initial=True), (q, q, q, q)),
+        (Recurrence(initial=True, direction="reverse"), (q, q, q, state)),
+        (Recurrence(initial=True, normalized=True), (q, q, q, state)),
+    ):
+        with pytest.raises(IRError, match="recurrence"):
+            op.infer(*operands)

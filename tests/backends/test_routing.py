@@ -1,5 +1,6 @@
 """Choosing: top and its ties, routed copies by both forms, statistics, apportioned heads, tokens cut and joined."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,12 +17,15 @@ from tfc.backends.reference.functions import DEFINED
 from tfc.backends.reference.program import define, evaluate
 from tfc.backends.table import KERNELS, named
 from tfc.explain import explain
+from tfc.formula.expr import Kind, Var
 from tfc.ir.functions import FUNCTIONS
+from tfc.ir.names import NameEntry, NamesMap, Path
 from tfc.ir.ops import ArrayFunction, Calibrated, Concat, Op, Slice, Top
 from tfc.ir.program import Eqn, Program, Value
 from tfc.ir.text import parse
 from tfc.ir.types import DType, TensorType
 from tfc.ir.verify import verify
+from tfc.params.files import places
 from tfc.testing.programs import LENGTHS
 
 CPU = Target(name="cpu", platform="cpu")
@@ -175,6 +179,18 @@ def test_the_report_counts_every_copy():
     (product,) = (x for x in report.lines if x.row.op == "linear")
     assert (product.row.within, product.row.count) == ((("experts", 3),), 3)
     assert "route" in report.text() and "every token" in report.text()
+
+
+def test_copies_have_names_of_their_own_in_a_checkpoint():
+    """A route within a loop: one name for each turn and each copy."""
+    program, _, _ = routed()
+    (stored,) = (s for s in program.stored() if s.path == "experts.w")
+    inner = replace(stored, path="layer.experts.w", repeats=(("layer", 2), ("experts", 3)))
+    theirs = ("h.", Var("layer", Kind.INT), ".e.", Var("experts", Kind.INT), ".w")
+    rows = NamesMap("hf", (NameEntry(theirs, Path("layer.experts.w")),)).rows((inner,))
+    assert [(r.theirs, r.turns) for r in rows][::4] == [("h.0.e.0.w", (0, 0)), ("h.1.e.1.w", (1, 1))]
+    assert len(rows) == 6
+    assert list(places([inner]))[4] == "layer.1.experts.1.w"
 
 
 # --- the others

@@ -203,6 +203,28 @@ def test_tokens() -> None:
     close(value("cumsum(x)")[0], np.cumsum(X, 1))
 
 
+def test_merged() -> None:
+    """Sizes are ids + 1, slots ids // 2: a slot without tokens is zero; with other weights, the sizes stay below."""
+    slots, sizes = IDS // 2, IDS + 1
+    taken = (slots[:, None] == np.arange(6)[:, None]) * sizes[:, None]
+    total = taken.sum(-1, keepdims=True)
+    body = "  slot[b, t] = ids[b, t] // 2\n  one[b, t] = 1.0 + ids[b, t] * 0\n"
+    y, _ = value("merged(x, slot, 6)", body)
+    close(y, taken @ X / np.maximum(total, 1))
+    assert (total[:, 5] == 0).all() and (y[:, 5] == 0).all()
+    y, _ = value("merged(x, slot, 6, one)", body)
+    close(y, (taken > 0) @ X / np.maximum(total, 1))
+    close(value("sizes_of(merged(x, slot, 6))", body + READ_SIZE)[0], total[..., 0])
+
+
+READ_SIZE = """\
+  block sizes_of(x) {
+    y[b, t] = x.size[b, t]
+    return y
+  }
+"""
+
+
 @pytest.mark.parametrize("capacity", [3, 16])
 def test_keep(capacity: int) -> None:
     """In order, as many as there is room for; the places left over are marked."""

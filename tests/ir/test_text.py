@@ -159,10 +159,15 @@ SHOWN = {
     "cache_write": "%y: f32[3, B, 9, T, T] = cache_write %k, %s, %j, %n, %n",
     "function": "%y: int[4] = function(fn=apportion, settings=[total=8]) %u",
 }
+ALSO = {
+    "recurrence": (
+        "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(initial=yes) %q, %q, %q, %o"  # from the first token on
+    ),
+}
 HEAD = (
     "program p(%x: f32[B, 4], %n: int[B], %u: f32[4], %w: f32[4, 6], %v: f32[6, 4], "
     "%q: f32[B, T, 2, 4], %s: f32[B, 2, T, T], %r: bool[B, T], %g: int[B, T], %t: f32[B, T, 2, T], %c: int[B, T, 2], "
-    "%m: f32[B, T, 2], %j: int[], %k: f32[3, B, 9, T, T]) {\n"
+    "%m: f32[B, T, 2], %j: int[], %k: f32[3, B, 9, T, T], %o: f32[B, 2, 4, 4]) {\n"
 )
 BODY = """
     program layer(%i: int[], %x: f32[B, 4]) {
@@ -171,15 +176,15 @@ BODY = """
 COPY = BODY.replace("layer", "experts").replace("f32[B, 4]", "f32[B, T, 2, 4]")
 
 
-@pytest.mark.parametrize("name", sorted(OPS))
-def test_each_operation_reads_as_it_is_written(name: str):
+@pytest.mark.parametrize(("name", "shown"), [*sorted(SHOWN.items()), *ALSO.items()])
+def test_each_operation_reads_as_it_is_written(name: str, shown: str):
     body = {"repeat": BODY, "route": COPY}.get(name, "")
-    source = f"{HEAD}  {SHOWN[name]}{body}\n  return %y\n}}\n"
+    source = f"{HEAD}  {shown}{body}\n  return %y\n}}\n"
     program = parse(source)
     verify(program)
     (eqn,) = program.eqns
     assert eqn.op.name == name
-    assert line(eqn) == SHOWN[name]
+    assert line(eqn) == shown
     assert show(program) == source
 
 
@@ -188,7 +193,7 @@ def test_every_attribute_is_shown():
     for name, cls in OPS.items():
         for attribute in fields(cls):
             if name != "elementwise" and attribute.name != "body":
-                assert f"{attribute.name}=" in SHOWN[name]
+                assert f"{attribute.name}=" in SHOWN[name] + ALSO.get(name, "")
 
 
 def test_comments_and_layout_mean_nothing():

@@ -144,7 +144,9 @@ def test_gc_vit_windows_are_asked_the_same():
 
 
 def test_gc_vit_own_queries_give_local_attention():
-    model = piece("gc_vit", "x: real[B, 4, 16], asked: real[B, 4, 16]", GLOBAL.replace("x, 4), 2, 2, 4", "x, 2), 2, 2, 2"))
+    model = piece(
+        "gc_vit", "x: real[B, 4, 16], asked: real[B, 4, 16]", GLOBAL.replace("x, 4), 2, 2, 4", "x, 2), 2, 2, 2")
+    )
     local = piece("gc_vit", "x: real[B, 4, 16]", "return layer(grid(x, 2), 2, 2, 2)")
     x, p = normal(2, 4, 16), local.params
     centered = x - x.mean(-1, keepdims=True)
@@ -169,7 +171,7 @@ def test_fit_groups_have_no_order():
 
 
 def test_fit_autoregressive():
-    model, x = small("fit", autoregressive="yes"), normal(2, 12, 16)
+    model, x = small("fit", autoregressive="yes", stages=1), normal(2, 12, 16)
     for result, at, first in ((0, 6, 6), (1, 6, 2)):
         change = moved(lambda x, result=result: model.all(x=x)[result], x, at)
         assert (change[:first] == 0).all() and (change[first:] > 0).all()
@@ -201,14 +203,10 @@ def test_flatformer_runs_are_full():
     model = piece("flatformer", "x: real[B, T, 4], y_at: int[B, T], x_at: int[B, T]", body)
     given, rank = model.all(x=np.zeros((2, 12, 4)), **PLACES)
     assert ((given[:, 0] > 0).sum(-1) == 5).all()
-    y, x = PLACES["y_at"][0], PLACES["x_at"][0]  # windows of side 4
-    across = np.where(y // 4 % 2 == 0, x, 10**3 - x)
-    down = np.where(across % 2 == 0, y, -y)
-    theirs = np.lexsort((np.where(across % 4 % 2 == 0, y, -y), across, across // 4, y // 4))
-    del down
-    order = np.argsort(rank[0])
-    np.testing.assert_array_equal((y[order] // 4), y[theirs] // 4)
-    assert sorted(rank[0]) == list(range(12))
+    y, x = (PLACES[n][0].astype(int) for n in ("y_at", "x_at"))
+    sign = 1 - 2 * (y // 4 % 2)  # windows of side 4
+    key = (1000 * (y // 4) + sign * (x // 4)) * 10**6 + sign * (1000 * (x % 4) + (1 - 2 * (x % 2)) * (y % 4))
+    np.testing.assert_array_equal(rank[0], np.argsort(np.argsort(key)))
 
 
 # ---- FlashVGGT
@@ -238,7 +236,6 @@ def test_flashvggt_frames_have_no_order():
 
 
 def test_cvt_with_one_tap_is_attention():
-    same = "q = project { columns = columns }, k = project { columns = columns }, v = project { columns = columns }"
     convolved = piece("cvt", "x: real[B, 16, 16]", "return layer(x, 2, 4)", _without_stride)
     plain = piece("cvt", "x: real[B, 16, 16]", "return layer(x, 2, 4)", _plain)
     tap = np.zeros((9, 16))
@@ -249,7 +246,6 @@ def test_cvt_with_one_tap_is_attention():
     theirs = {p: params.get(p, params.get(re.sub(r"look\.(\w)\.", r"look.\1.map.", p))) for p in plain.params}
     x = normal(2, 16, 16)
     close(convolved(params=params, x=x), plain(params=theirs, x=x))
-    assert same
 
 
 def _without_stride(text):
@@ -346,7 +342,9 @@ def test_transdae_channels():
     order = RNG.permutation(7)
     close(model(x=x[:, order]), model(x=x)[:, order])
     q, k, v = (_heads(model, f"transposed.{n}", x, 2) for n in "qkv")
-    cosine = np.einsum("bhne,bhnd->bhed", q / np.linalg.norm(q, axis=2)[:, :, None], k / np.linalg.norm(k, axis=2)[:, :, None])
+    cosine = np.einsum(
+        "bhne,bhnd->bhed", q / np.linalg.norm(q, axis=2)[:, :, None], k / np.linalg.norm(k, axis=2)[:, :, None]
+    )
     share = softmax(cosine / model.params["transposed.tau"][:, None, None])
     y = np.einsum("bhed,bhnd->bnhe", share, v).reshape(2, 7, 8)
     close(model(x=x), y @ model.params["transposed.out.weight"] + model.params["transposed.out.bias"])
@@ -383,14 +381,14 @@ def test_segformer_mean_filter_is_average_pooling():
 
 
 def _pooled(text):
-    return text.replace("conv2d@reduce(x, size(x), columns, ratio, ratio, 0)", "avg_pool2d(x, columns, ratio, ratio, 0)")
+    return text.replace(
+        "conv2d@reduce(x, size(x), columns, ratio, ratio, 0)", "avg_pool2d(x, columns, ratio, ratio, 0)"
+    )
 
 
-def test_segformer_without_reduction_is_attention_of_all():
-    body = "return x + attention@look(layer_norm@before_look(x), {} heads = 2, biased = yes)"
-    ours = body.format("if(1 == 1, layer_norm@before_look_again(x), reduced(x, 2, 1)),")
+def test_segformer_without_reduction_or_neighbours_has_no_order():
     model = piece("segformer", "x: real[B, 4, 16]", "return layer(x, 2, 2, 1)")
-    assert not [p for p in model.params if "reduce" in p] and ours
+    assert not [p for p in model.params if "reduce" in p]
     order, x = [2, 0, 3, 1], normal(2, 4, 16)
     params = model.with_params(conv_weight=np.eye(9)[4][:, None] * np.ones(64))
     close(model(params=params, x=x[:, order]), model(params=params, x=x)[:, order])
@@ -585,7 +583,14 @@ def test_rmt_without_queries_is_separable():
 def test_rmt_rows(place):
     body = "return look(grid(x, 4), 4, 2, 4, no)"
     model = piece("rmt", "x: real[B, 16, 8]", body, decay_place=place)
-    one = {"v_weight": 0.0, "v_bias": 1.0, "lepe_weight": 0.0, "lepe_bias": 0.0, "out_weight": np.eye(8), "out_bias": 0.0}
+    one = {
+        "v_weight": 0.0,
+        "v_bias": 1.0,
+        "lepe_weight": 0.0,
+        "lepe_bias": 0.0,
+        "out_weight": np.eye(8),
+        "out_bias": 0.0,
+    }
     y = model(params=model.with_params(**one), x=normal(2, 16, 8))
     if place == "logit":
         close(y, np.ones_like(y))

@@ -210,7 +210,9 @@ PRIMITIVES: Mapping[str, Primitive] = _table(
     Primitive("erf", 1, "number", _R, "error function"),
     Primitive("sin", 1, "number", _R, "sine"),
     Primitive("cos", 1, "number", _R, "cosine"),
-    Primitive("normal_quantile", 1, "number", _R, "the x below which a standard normal variable falls with probability y"),
+    Primitive(
+        "normal_quantile", 1, "number", _R, "the x below which a standard normal variable falls with probability y"
+    ),
     Primitive("straight", 2, "number", None, "the value of x, with the gradient of y"),
     Primitive("stop", 1, "number", None, "x, through which no gradient flows"),
 )
@@ -396,4 +398,3 @@ class _Text:
 def text(expr: Expr) -> str:
     """The formula in the language's own notation."""
     return _Text().show(expr)
-

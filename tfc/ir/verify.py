@@ -58,7 +58,7 @@ ARITY = {
     "constant": (0, 0), "reduction": (1, 1), "take": (2, 2), "linear": (2, 3), "reshape": (1, 1), "slice": (1, 1),
     "concat": (1, None), "cast": (1, 1), "rotate": (1, None), "scores": (2, 2), "score": (1, None), "masked": (1, None),
     "weigh": (1, None), "mix": (2, 2), "attention": (3, None), "ffn": (3, 7), "index": (0, None), "repeat": (0, None),
-    "recurrence": (3, 5), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
+    "recurrence": (3, 8), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
     "function": (0, None), "cache_read": (2, 2), "cache_write": (3, 5),
 }  # fmt: skip
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
@@ -66,13 +66,12 @@ ARITY = {
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Equations, operations and values by identity that have passed before, values by the lengths known then.
+    """What has been checked, by identity: equations, operations, parameters; and values, by the lengths known then.
 
     Most of a program stays as it is from pass to pass, and what an equation says of itself with it.
     """
 
-    eqns: dict[int, Eqn] = field(default_factory=dict)
-    ops: dict[int, Op] = field(default_factory=dict)
+    parts: dict[int, Eqn | Op | Param] = field(default_factory=dict)
     values: dict[frozenset[str], dict[int, Value]] = field(default_factory=dict)
 
 
@@ -94,15 +93,14 @@ class Lengths:
     """The named lengths that a call can bind: those in the shapes of the model's inputs. With what is known."""
 
     names: frozenset[str]
-    eqns: dict[int, Eqn]
-    ops: dict[int, Op]
+    parts: dict[int, Eqn | Op | Param]
     values: dict[int, Value]
 
     @staticmethod
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.eqns, known.ops, known.values.setdefault(names, {}))
+        return Lengths(names, known.parts, known.values.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
         for n in value.type.shape:
@@ -137,15 +135,17 @@ def _program(program: Program, lengths: Lengths) -> None:
             lengths.check(Value(declared.value.name, TensorType((declared.default,), DType.I32)))
     for param in program.params:
         bound(param.value)
-        _param(param)
+        if id(param) not in lengths.parts:
+            _param(param)
+            lengths.parts[id(param)] = param
     for at, eqn in enumerate(program.eqns):
         try:
             for arg in eqn.args:
                 _use(arg, known)
-            if id(eqn) not in lengths.eqns:
+            if id(eqn) not in lengths.parts:
                 _eqn(eqn, lengths)
                 if not isinstance(eqn.op, Repeat | Route):  # bodies follow the lengths around them
-                    lengths.eqns[id(eqn)] = eqn
+                    lengths.parts[id(eqn)] = eqn
             for out in eqn.outs:
                 bound(out)
         except IRError as e:
@@ -254,10 +254,10 @@ def _settings(what: str, given: tuple[tuple[str, Setting], ...], asked: Mapping[
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     op = eqn.op
-    if id(op) not in lengths.ops:
+    if id(op) not in lengths.parts:
         _op(op, lengths)
         if not isinstance(op, Repeat | Route):  # bodies follow the lengths around them
-            lengths.ops[id(op)] = op
+            lengths.parts[id(op)] = op
     fewest, most = (PRIMITIVES[op.fn].arity,) * 2 if isinstance(op, Elementwise) else ARITY[op.name]
     count = len(eqn.args)
     if not (fewest <= count and (most is None or count <= most)):
