@@ -120,7 +120,7 @@ class Body:
         program: Body = self
         while program.outer is not None:
             program = program.outer
-        where = f" in `{line(self._now)}`" if self._now else ""
+        where = f" in `{line(self._now)}`" if self._now and self._now.span is None else ""
         fact = f"{program.program.name} cannot be decoded token by token: {reason}{where}"
         raise TfcError(Diagnostic("E816", fact, span=self._now.span if self._now else None, help=help))
 

@@ -160,7 +160,7 @@ def test_gc_vit_own_queries_give_local_attention():
 
 
 def test_fit_groups_have_no_order():
-    model, x = small("fit", stages=1), normal(2, 3, 4, 16)
+    model, x = small("fit"), normal(2, 3, 4, 16)
     turned = [2, 0, 1]
     start = model.params["start"].reshape(3, 2, 32)
     y, latents = model.all(x=x.reshape(2, 12, 16))
@@ -171,7 +171,7 @@ def test_fit_groups_have_no_order():
 
 
 def test_fit_autoregressive():
-    model, x = small("fit", autoregressive="yes", stages=1), normal(2, 12, 16)
+    model, x = small("fit", autoregressive="yes"), normal(2, 12, 16)
     for result, at, first in ((0, 6, 6), (1, 6, 2)):
         change = moved(lambda x, result=result: model.all(x=x)[result], x, at)
         assert (change[:first] == 0).all() and (change[first:] > 0).all()

@@ -3,9 +3,12 @@
 from functools import cache
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfc.backends.reference.program import evaluate
+from tfc.front import front
 from tfc.testing.small import Small
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -45,7 +48,18 @@ def without(*parts):
 
 # ---- causality, and padding that changes nothing
 
-CAUSAL = ["matformer", "mixtral", "smoe_dropout", "spark_ffn", "lora", "memoryformer", "mohd", "gstack", "lipschitz", "fusegpt"]
+CAUSAL = [
+    "matformer",
+    "mixtral",
+    "smoe_dropout",
+    "spark_ffn",
+    "lora",
+    "memoryformer",
+    "mohd",
+    "gstack",
+    "lipschitz",
+    "fusegpt",
+]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -70,7 +84,9 @@ def test_padding_changes_nothing(family, name):
     found, other = (model(tokens=t, lengths=LENGTHS) for t in (TOKENS, moved))
     if name == "outlier_suppression":  # one scale for the whole tensor, padding included
         differ(found[1, :5], other[1, :5])
-        model = small(family, name, without(('rounded((x - center) / stretch, int8(per = "tensor"))', "(x - center) / stretch")))
+        model = small(
+            family, name, without(('rounded((x - center) / stretch, int8(per = "tensor"))', "(x - center) / stretch"))
+        )
         found, other = (model(tokens=t, lengths=LENGTHS) for t in (TOKENS, moved))
     close(found[0], other[0])
     close(found[1, :5], other[1, :5])
@@ -117,8 +133,12 @@ def test_matformer_uses_a_prefix():
 def test_mixtral_equal_experts_are_one():
     model = small("weights", "mixtral")
     params = {p: np.broadcast_to(x[:, :1], x.shape) if ".expert." in p else x for p, x in model.params.items()}
-    one = small("weights", "mixtral", without(("experts(rms@before_feed(x, eps = 1e-5), count, chosen, expert)",
-                                               "expert(rms@before_feed(x, eps = 1e-5))")))  # fmt: skip
+    experts = "experts(rms@before_feed(x, eps = 1e-5), count, chosen, expert)"
+
+    def dense(text):
+        return text[: text.index("names hf")].replace(experts, "expert(rms@before_feed(x, eps = 1e-5))")
+
+    one = small("weights", "mixtral", dense)
     theirs = {p.replace("experts.expert", "expert"): x[:, 0] if ".expert." in p else x for p, x in params.items()}
     theirs = {p: x for p, x in theirs.items() if p in one.params}
     close(model(params=params, tokens=TOKENS), one(params=theirs, tokens=TOKENS))
@@ -127,7 +147,9 @@ def test_mixtral_equal_experts_are_one():
 
 def test_mixtral_permuting_experts():
     model, order = small("weights", "mixtral"), [2, 0, 3, 1]
-    params = {p: x[:, order] if ".expert." in p else x[..., order] if "router" in p else x for p, x in model.params.items()}
+    params = {
+        p: x[:, order] if ".expert." in p else x[..., order] if "router" in p else x for p, x in model.params.items()
+    }
     close(model(params=params, tokens=TOKENS), model(tokens=TOKENS))
 
 
@@ -173,15 +195,10 @@ def test_adaptformer_starts_as_the_frozen_model():
 
 
 def test_memoryformer_codes_keep_when_scaled_and_weights_saturate():
-    text = "tfm 1\nblock m(x) {\n  y = lookup(x, 3)\n  return y\n}\n"
     source = (ZOO / "weights" / "memoryformer.tfm").read_text(encoding="utf-8")
     start, end = source.index('"A linear layer as lookups'), source.index("attention look")
-    alone = source[source.index("tfm 1") :][:6] + "let bits = 4\n" + source[start:end]
+    alone = "tfm 1\nlet bits = 4\n" + source[start:end]
     alone += "model m(x: real[B, T, 8]) { return lookup(x, 3) }\n"
-    from tfc.backends.reference.program import evaluate
-    from tfc.front import front
-
-    import jax.numpy as jnp
 
     program = front(alone, None, ()).lowered.program.bind({"B": 1, "T": 4})
     table, bias = RNG.normal(size=(2, 16, 3)), np.zeros(3)
@@ -196,7 +213,6 @@ def test_memoryformer_codes_keep_when_scaled_and_weights_saturate():
     rows = table[np.arange(2), code]
     close(run(x), (sure[..., None] * rows).sum(axis=2))
     close(run(1e3 * x), rows.sum(axis=2))
-    assert text
 
 
 def test_acm_no_learner_and_every_learner():
@@ -205,18 +221,19 @@ def test_acm_no_learner_and_every_learner():
     none, every = (np.zeros_like(bias) for _ in range(2))
     none[..., 0], every[..., -1] = 1e3, 1e3
     params = model.with_params(choose_bias=none)
-    close(model(params=params, image=PICTURES), model(params={**params, "layer.feed.down": 9 + params["layer.feed.down"]}, image=PICTURES))
+    close(
+        model(params=params, image=PICTURES),
+        model(params={**params, "layer.feed.down": 9 + params["layer.feed.down"]}, image=PICTURES),
+    )
     close(model.report("cost", params=params, image=PICTURES), 0)
     close(model.report("cost", params=model.with_params(choose_bias=every), image=PICTURES), 1)
 
 
 def test_mohd_all_parts_are_the_dense_model():
-    model = small("weights", "mohd", shared=8, chosen=0, parts=8)
-    dense = small("weights", "mohd", without(("part_of@around_look(rms@before_look(x), look)", "look(rms@before_look(x))"),
-                                             ("part_of@around_feed(rms@before_feed(x), feed)", "feed(rms@before_feed(x))")))  # fmt: skip
-    params = {p: model.params[p] for p in dense.params if p in model.params}
-    theirs = {p: model.params.get(p.replace(".look.", ".around_look.look.").replace(".feed.", ".around_feed.feed."), params.get(p)) for p in dense.params}
-    theirs = {p: model.params[q] for p in dense.params for q in [_inside(p, model.params)]}
+    model = small("weights", "mohd", shared=7, chosen=1, parts=8)  # the softmax over one part is 1
+    parts = [(f"part_of@around_{f}(rms@before_{f}(x), {f})", f"{f}(rms@before_{f}(x))") for f in ("look", "feed")]
+    dense = small("weights", "mohd", without(*parts))
+    theirs = {p: model.params[_inside(p, model.params)] for p in dense.params}
     close(model(tokens=TOKENS), dense(params=theirs, tokens=TOKENS))
 
 
@@ -247,7 +264,6 @@ def test_tleg_layers_lie_on_a_line():
 
 
 def test_gstack_names_repeat_the_shallow_model():
-    from tfc.front import front
 
     made = front(ZOO / "weights" / "gstack.tfm", {"width": "32", "heads": "4", "hidden": "64", "vocab": "64"})
     rows = [r for r in made.names["shallow"].each(made.lowered.program.stored()) if "feed.up" in r.theirs]
@@ -257,10 +273,6 @@ def test_gstack_names_repeat_the_shallow_model():
 def test_flexibert_fourier_mixes_as_the_transform_does():
     source = (ZOO / "weights" / "flexibert.tfm").read_text(encoding="utf-8")
     start, end = source.index('"Tokens mixed by the real part'), source.index('"A convolution whose kernel')
-    from tfc.backends.reference.program import evaluate
-    from tfc.front import front
-
-    import jax.numpy as jnp
 
     alone = "tfm 1\n" + source[start:end] + "model m(x: real[B, T, 6]) { return fourier(x) }\n"
     program = front(alone, None, ()).lowered.program.bind({"B": 2, "T": 5})
@@ -281,7 +293,10 @@ def test_lipschitz_residuals_are_convex():
 def test_fusegpt_starts_as_plain_removal_and_ones_add_the_removed_weight():
     model = small("weights", "fusegpt")
     start = model.with_params(rows=0.0, up=0.0)
-    close(model(params=start, tokens=TOKENS), model(params={p: 4 * x if p.endswith("removed") else x for p, x in start.items()}, tokens=TOKENS))
+    close(
+        model(params=start, tokens=TOKENS),
+        model(params={p: 4 * x if p.endswith("removed") else x for p, x in start.items()}, tokens=TOKENS),
+    )
     ones = model.with_params(rows=1.0, columns=0.5, up=0.0)  # rank 2: 1 * 0.5 twice
     folded = {p: x + ones[p[: -len("kept")] + "removed"] if p.endswith("kept") else x for p, x in start.items()}
     close(model(params=ones, tokens=TOKENS), model(params=folded, tokens=TOKENS))
@@ -318,7 +333,11 @@ def plain(*parts):
     ("teacher_intervention", 'weights = ternary   inputs = int8(per = "tensor")'),
 ])  # fmt: skip
 def test_rounding_is_near_and_is_rounding(name, off):
-    change = plain((off, "")) if name != "fp8" else plain((off, ""), ("   kv_cache = fp8", ""), (", weights = none, inputs = none", ""))
+    change = (
+        plain((off, ""))
+        if name != "fp8"
+        else plain((off, ""), ("   kv_cache = fp8", ""), (", weights = none, inputs = none", ""))
+    )
     model, exact = small("precision", name), small("precision", name, change)
     given = {"tokens": TOKENS}
     if name == "teacher_intervention":
@@ -358,19 +377,19 @@ def test_outlier_suppression_is_the_same_function_before_rounding():
     model = small("precision", "outlier_suppression", plain(*bare))
     given = {"tokens": TOKENS, "lengths": LENGTHS}
     params = dict(model.params)
-    moved = {p: RNG.normal(size=x.shape) if p.endswith("center") else 1 + RNG.random(x.shape) if p.endswith("stretch") else x
-             for p, x in params.items()}  # fmt: skip
+    new = {"center": lambda x: RNG.normal(size=x.shape), "stretch": lambda x: 1 + RNG.random(x.shape)}
+    moved = {p: new.get(p.rsplit(".", 1)[-1], lambda x: x)(x) for p, x in params.items()}
     close(model(params=moved, **given), model(params=params, **given))
 
 
-def test_bct_a_block_as_large_as_the_row_is_one_scale_a_row():
-    wide = small("precision", "bct", block_size=64, hidden=64, width=64)
-    whole = small("precision", "bct", plain(("inputs = int8(group = block_size)", 'inputs = int8(per = "row")'),
-                                            ("kv_cache = int8(group = block_size)", "kv_cache = int8(group = 16)")),
-                  block_size=64, hidden=64, width=64)  # fmt: skip
+def test_bct_a_block_as_long_as_the_row_is_one_scale_a_row():
     given = {"tokens": TOKENS, "lengths": LENGTHS}
-    assert wide(**given).shape == whole(**given).shape
-    differ(wide(**given), small("precision", "bct", hidden=64, width=64)(**given))
+    sizes = {"block_size": 64, "hidden": 64, "width": 64}
+    change = plain(("inputs  = int8(group = block_size)", 'inputs  = int8(per = "row")'))
+    close(small("precision", "bct", **sizes)(**given), small("precision", "bct", change, **sizes)(**given))
+    differ(
+        small("precision", "bct", **sizes)(**given), small("precision", "bct", **{**sizes, "block_size": 8})(**given)
+    )
 
 
 def test_teacher_intervention_layers_do_not_depend_on_those_before():
@@ -394,5 +413,8 @@ def test_mx_scales_by_powers_of_two():
     held = [s.path for s in model.program.stored() if s.format is not None]
     assert held and all(".expert." in p for p in held)
     # twice the weights of `up`, half those of `down`: only exponents move
-    params = {p: 2 * x if p.endswith("up.weight") else x / 2 if p.endswith("down.weight") else x for p, x in model.params.items()}
+    params = {
+        p: 2 * x if p.endswith("up.weight") else x / 2 if p.endswith("down.weight") else x
+        for p, x in model.params.items()
+    }
     close(model(params=params, tokens=TOKENS), model(tokens=TOKENS))

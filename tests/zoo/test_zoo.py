@@ -36,7 +36,7 @@ runs = pytest.mark.parametrize(
 @pytest.fixture
 def compiled_quickly():
     """XLA without its optimizations: what is compared are meanings."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
