@@ -12,7 +12,7 @@ from tfc.grammar import ast
 from tfc.grammar.parser import parse
 from tfc.source import Source
 
-__all__ = ["CONSTRUCTS", "constructs", "table"]
+__all__ = ["CONSTRUCTS", "constructs", "kinds", "table"]
 
 HEADING = "| construct | systems | which |\n"
 
@@ -127,16 +127,23 @@ def _resolved(node: ast.Node, module: ast.Module) -> ast.Node:
     return node
 
 
+def kinds(module: ast.Module) -> frozenset[str]:
+    """The kinds that a file declares components of."""
+    declared = (n for n in walk(module) if isinstance(n, ast.Declaration | ast.Block))
+    return frozenset(f"kind `{n.kind}`" for n in declared)
+
+
 def table(folder: Path) -> str:
-    """The table of constructs against the specs under a folder, as Markdown."""
+    """The table of constructs and kinds against the specs under a folder, as Markdown."""
     used: dict[str, frozenset[str]] = {}
     for path in sorted(folder.rglob("*.tfm")):
         module, faults = parse(Source(str(path), path.read_text(encoding="utf-8")))
         if module is None or faults:
             raise ValueError(f"{path} cannot be parsed")
-        used[path.stem] = constructs(module)
+        used[path.stem] = constructs(module) | kinds(module)
     rows = []
-    for name in CONSTRUCTS:
+    found_kinds = sorted({name for found in used.values() for name in found if name not in CONSTRUCTS})
+    for name in (*CONSTRUCTS, *found_kinds):
         systems = [system for system, found in used.items() if name in found]
         shown = ", ".join(systems) if len(systems) <= 12 else f"{', '.join(systems[:12])}, .."
         rows.append(f"| {name} | {len(systems)} | {shown} |")

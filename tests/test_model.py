@@ -325,9 +325,8 @@ def test_forward_mode_through_such_kernels_is_refused_in_words(
     assert "tiny runs kernels on cpu" in text and "implementation='xla'" in text
 
 
-def test_what_is_not_built_yet_says_so(model: Model, params: dict[str, Any]):
-    for call in (model.init_cache, model.decode, model.generate):
-        assert "not built yet" in complaints("E816", call, params)
+def test_a_model_of_whole_sequences_is_not_decoded(model: Model):
+    assert "its input `lengths` says how many" in complaints("E816", model.init_cache, 2, 8)
 
 
 def test_explain_counts_every_turn(model: Model):

@@ -16,11 +16,12 @@ from tfc.backends.kernel import Target
 from tfc.backends.reach import indexed
 from tfc.decoding import Cache, Decoder
 from tfc.diagnostics import Diagnostic, TfcError
+from tfc.generation import Generator, prompts_of, sampling_of
 from tfc.importers.hf import import_hf
 from tfc.ir.names import NamesMap
 from tfc.ir.param_map import ParamMap
 from tfc.ir.program import Program
-from tfc.ir.types import Dim, bind
+from tfc.ir.types import Dim, DType, bind
 from tfc.params import apply, files, tree
 from tfc.params.initial import initial
 
@@ -340,9 +341,55 @@ class Model:
         results, after = self._decoder(params, cache, given, count)
         return (results[0] if len(results) == 1 else results), after
 
-    def generate(self, *args: Any, **named: Any) -> Any:
-        """Not built yet."""
-        raise TfcError(Diagnostic("E816", "not built yet: `generate`", help="call decode step by step"))
+    @cached_property
+    def _generator(self) -> Generator:
+        """Raises TfcError: E816 for what cannot be decoded, E723 for a model that does not go on with token ids."""
+        program = self._decoder.form().program
+        tokens = [i.value for i in self.lowered.inputs if i.value.type.dtype is DType.I32 and i.value.type.rank == 2]
+        scores = program.results[0].type
+        if not tokens or not (scores.rank == 3 and scores.dtype.floating and scores.shape[:2] == tokens[0].type.shape):
+            fact = f"{self.lowered.name} gives {scores}, no score of each next token for token ids [B, T]"
+            raise TfcError(Diagnostic("E723", fact, help="decode takes and gives anything"))
+        return Generator(self._decoder, tokens[0].name)
+
+    def generate(
+        self,
+        params: "Params | Packed",
+        tokens: Any,
+        steps: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        key: Array | None = None,
+        lengths: Any = None,
+        stop: int | Sequence[int] | None = None,
+        progress: bool = True,
+    ) -> np.ndarray[Any, Any]:
+        """The tokens that follow the prompts: int32 [B, steps], or as many until every row has stopped.
+
+        tokens: token ids [B, P], of which the first `lengths` [B] of a row are its prompt; or lists, which may differ in
+        length. temperature: 0 for the most likely token; else it is drawn, with `key`, among the `top_k` most likely
+        ones and of those among the fewest with a probability of `top_p` together. Draws do not depend on how the steps
+        are cut into loops. stop: tokens after which a row ends; what follows in it repeats the first of them.
+        progress: a bar where stderr is a terminal.
+
+        Prompts and caches are padded to buckets of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... tokens, powers of two and the
+        halves between, so that few lengths are compiled; 32 steps run in one compiled loop.
+        Raises TfcError: as `init_cache` and a call do; E703, E705, E706 for prompts and settings.
+        """
+        prompts, counts = prompts_of(tokens, lengths)
+        sampling = sampling_of(steps, temperature, top_k, top_p, key)
+        generator = self._generator
+        others = [i for i in self.lowered.inputs if i.value.name != generator.tokens and i.default is None]
+        if others:
+            fact = f"{self.lowered.name} takes `{others[0].value.name}` with each token"
+            raise TfcError(Diagnostic("E701", fact, help="call decode step by step"))
+        self._present()
+        self._look({generator.tokens: prompts})
+        packed = params if isinstance(params, Packed) else self.pack(params)
+        ends = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+        return generator(packed, prompts, counts, steps, sampling, key, ends, progress)
 
 
 def _array(name: str, x: Any) -> Any:

@@ -110,8 +110,8 @@ def arrays(program: Program, seed: int) -> dict[str, jax.Array]:
 
 def inputs(program: Program, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(seed)
-    made: dict[str, Any] = {"tokens": rng.integers(0, 11, (B, T)), "segment": rng.integers(0, 2, (B, T)).cumsum(1)}
-    made["memory"] = rng.standard_normal((B, 2, 8))
+    made: dict[str, Any] = {"tokens": rng.integers(0, 11, (B, T)), "memory": rng.standard_normal((B, 2, 8))}
+    made["segment"] = (np.arange(T) >= rng.integers(3, 6, (B, 1))).astype(int)
     return {i.value.name: made[i.value.name] for i in program.inputs}
 
 

@@ -62,6 +62,10 @@ def shuffled(x):
     return np.concatenate([x[:, -2::-1], x[:, -1:]], axis=1)
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -199,12 +203,10 @@ def test_retnet_decays_by_head():
 def test_gates_open_know_no_order_and_shut_no_past(name, gate):
     model = piece(name, "x: real[B, T, width]", "return look(x)")
     x = normal(2, T, 32)
-    given = {f"{gate}_weight": 0.0}
-    if name == "lawcat":
-        tap = np.zeros((4, 32))
-        tap[0] = 1
-        given |= {"near_q_taps": tap, "near_k_taps": tap[:, :16]} if "look.q.taps" not in model.params else {}
-        given |= {p.replace(".", "_"): tap[:, : v.shape[1]] for p, v in model.params.items() if p.endswith("taps")}
+    tap = np.zeros((4, 32))
+    tap[0] = 1  # each token's own
+    taps = {p.replace(".", "_"): tap[:, : v.shape[1]] for p, v in model.params.items() if p.endswith("taps")}
+    given = {f"{gate}_weight": 0.0, **taps}
     open_ = model.with_params(**given, **{f"{gate}_bias": ALL})
     close(model(params=open_, x=shuffled(x))[:, -1], model(params=open_, x=x)[:, -1])
     differ(model(x=shuffled(x))[:, -1], model(x=x)[:, -1])
@@ -326,15 +328,14 @@ def test_zebra_llama_latent_attention_absorbs_its_maps():
 
 
 def test_zebra_llama_mamba_shares_keys_and_values_as_attention_did():
-    """With taps that are equal for all channels, a group's heads write and hold the same."""
-    model = piece("zebra_llama", "x: real[B, T, width]", "return repeated(x)")
+    """Heads of a group hold the same; and where all is forgotten at once, the convolution's reach is left."""
     x = normal(2, T, 16)
     model = piece("zebra_llama", "x: real[B, T, 16]", "return repeated(x)")
     close(model(x=x).reshape(2, T, 4, 8), x.reshape(2, T, 2, 8).repeat(2, axis=2))
     mamba = piece("zebra_llama", "x: real[B, T, width]", "return mamba(x)")
     x = normal(2, T, 32)
     some, exact = moved(lambda y: mamba(params=mamba.with_params(rate=40.0), x=y), x, 3)
-    assert not exact[:3].any() and (some == (np.arange(T) >= 3) & (np.arange(T) < 7)).all()  # the convolution's reach
+    assert not exact[:3].any() and (some == (np.arange(T) >= 3) & (np.arange(T) < 7)).all()
 
 
 # ---- Contrast
@@ -380,7 +381,7 @@ def test_contrast_windows_do_not_meet_where_they_do_not_fit():
 # ---- SSE
 
 
-def sse(change=None, **sets):
+def sse(**sets):
     return piece("sse", "x: real[B, T, width]", "return sse(x)", **sets)
 
 
@@ -408,35 +409,24 @@ def test_sse_partitions_have_no_order():
 
 
 def test_sse_with_one_partition_is_gated_linear_attention():
-    """All choose the one, with weight 1: another state with the thin corrections; none where they are zero."""
-    one, x = sse(partitions=1), normal(2, T, 32)
-    p = one.params
-    params = one.with_params(q2_up_weight=0.0, k2_up_weight=0.0)
+    """All choose the one with weight 1; with equal gates and no corrections it holds what the shared state does."""
+    model, x = sse(partitions=1), normal(2, T, 32)
+    p = model.with_params(q2_up_weight=0.0, k2_up_weight=0.0)
     for path in p:
         if ".sparse." in path:
-            params[path] = p[path.replace(".sparse.", ".shared.")]
-    doubled = piece("sse", "x: real[B, T, width]", "return sse(x)", partitions=1)
-    close(doubled(params={**params, "sse.norm.scale": p["sse.norm.scale"]}, x=x), plain_gla(params, x))
-
-
-def plain_gla(p, x):
-    """The gated recurrence of the shared state in numpy, normalized and gated (twice the state is the same, normalized)."""
-    heads, dim = 2, 16
-    q = x @ p["sse.q.weight"]
-    q = (q / (1 + np.exp(-q))).reshape(2, T, heads, dim)
-    k = softmax((x @ p["sse.k.weight"]).reshape(2, T, heads, dim))
-    v = x @ p["sse.v.weight"]
-    v = (v / (1 + np.exp(-v))).reshape(2, T, heads, dim)
-    g = x @ p["sse.shared.down.weight"] @ p["sse.shared.up.weight"] + p["sse.shared.up.bias"]
-    keep = (1 / (1 + np.exp(-g))).reshape(2, T, heads, dim) ** (1 / 16)
-    state, out = np.zeros((2, heads, dim, dim)), []
+            p[path] = p[path.replace(".sparse.", ".shared.")]
+    by_head = {n: (x @ p[f"sse.{n}.weight"]).reshape(2, T, 2, 16) for n in "qkv"}
+    g = (x @ p["sse.shared.down.weight"] @ p["sse.shared.up.weight"] + p["sse.shared.up.bias"]).reshape(2, T, 2, 16)
+    keep = sigmoid(g) ** (1 / 16)
+    q, k, v = by_head["q"] * sigmoid(by_head["q"]), softmax(by_head["k"]), by_head["v"] * sigmoid(by_head["v"])
+    state, rows = np.zeros((2, 2, 16, 16)), []
     for t in range(T):
-        state = keep[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None]
-        out.append(np.einsum("bhk,bhkv->bhv", q[:, t], state))
-    y = 2 * np.stack(out, 1) * dim**-0.5
-    z = (x @ p["sse.gate_down.weight"] @ p["sse.gate_up.weight"]).reshape(2, T, heads, dim)
-    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p["sse.norm.scale"] * z / (1 + np.exp(-z))
-    return y.reshape(2, T, 32) @ p["sse.out.weight"]
+        state = keep[:, t, ..., None] * state + k[:, t, ..., None] * v[:, t, :, None]
+        rows.append(np.einsum("bhk,bhkv->bhv", q[:, t], state) * 16**-0.5)
+    y = 2 * np.stack(rows, 1)
+    z = (x @ p["sse.gate_down.weight"] @ p["sse.gate_up.weight"]).reshape(2, T, 2, 16)
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p["sse.norm.scale"] * z * sigmoid(z)
+    close(model(params=p, x=x), y.reshape(2, T, 32) @ p["sse.out.weight"])
 
 
 # ---- MossFormer

@@ -10,7 +10,7 @@ import pytest
 import tfc
 from tfc.backends.waits import waits
 from tfc.front import front
-from tfc.grammar.constructs import CONSTRUCTS, constructs, table
+from tfc.grammar.constructs import CONSTRUCTS, constructs, kinds, table
 from tfc.grammar.format import format_module
 from tfc.grammar.parser import parse
 from tfc.ir.functions import FUNCTIONS
@@ -102,10 +102,11 @@ def test_runs(path):
         np.testing.assert_allclose(ours.astype(jnp.float32), true.astype(jnp.float32), rtol=2e-3, atol=2e-4)
 
 
-def test_no_construct_serves_one_system_only():
-    used = [constructs(parse(Source(str(p), p.read_text(encoding="utf-8")))[0]) for p in SPECS]
-    lonely = {name: sum(name in found for found in used) for name in CONSTRUCTS}
-    assert [name for name, n in lonely.items() if n < 2] == []
+def test_no_construct_and_no_kind_serves_one_system_only():
+    modules = [parse(Source(str(p), p.read_text(encoding="utf-8")))[0] for p in SPECS]
+    used = [constructs(m) | kinds(m) for m in modules]
+    every = {*CONSTRUCTS, *(name for found in used for name in found)}
+    assert [name for name in sorted(every) if sum(name in found for found in used) < 2] == []
 
 
 def test_few_registered_functions():

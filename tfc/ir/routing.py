@@ -74,8 +74,9 @@ class Route(Op):
 class Calibrated(Op):
     """A statistic of the call's own tokens that calibration freezes: until then, the value itself.
 
-    x: [B, ...], no axis of tokens -> x's type.   path: the parameter that a calibrated model has in its place,
-    of shape x.shape[1:]: the mean over the rows of the calibration data.
+    x: [B, ...], or [...] for one statistic of the whole call; no axis of tokens -> x's type.
+    path: the parameter that a calibrated model has in its place, of x's shape without its rows: the mean over the rows
+    and calls of the calibration data.
     """
 
     name: ClassVar[str] = "calibrated"
