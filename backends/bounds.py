@@ -36,7 +36,8 @@ def visited_ranges(
     """The key tiles that each query tile visits under a mask.
 
     captured: the arrays of the formula's slots, in order: [B, N] or [N] for a field of `q`, [B, M] or [M] for one
-    of `k`, with axes of its own after them where the mask indexes it; any shape for a table. n, m: queries and keys; query i has position i + (m - n).
+    of `k`, with axes of its own after them where the mask indexes it; any shape for a table.
+    n, m: queries and keys; query i has position i + (m - n).
     results: counts int32 [Br, Hr, Tq], ranges int32 [Br, Hr, Tq, R, 3]: the first `counts` of the R triples
     (start, end, full) are sorted and disjoint, the others (0, 0, 0). Br is `batch` or 1, where no field has a
     batch axis; Hr is `heads` or 1, where the mask does not read `h`; R is at least 1.

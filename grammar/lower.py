@@ -326,6 +326,10 @@ class _Lowering:
         default: Size | None = None
         if wanted.default is not None:
             value = evaluate(wanted.default, frame)
+            if written.dtype is not DType.I32:
+                number = f"`{wanted.name}: int[..] = 1`, and where it is read, `{wanted.name} == 1`"
+                refuse(f"a default of an input of type {written.dtype}", wanted.default.span,
+                       number if written.dtype is DType.BOOL else "")  # fmt: skip
             if not isinstance(value, int | Dim) or isinstance(value, bool):
                 fail(
                     "E305", f"the default of a model's input is a number or a length, not {describe(value)}",
@@ -334,8 +338,6 @@ class _Lowering:
             if isinstance(value, int) and not 0 <= value < 2**31:
                 fail("E402", f"the default of `{wanted.name}` is {value}", wanted.default.span,
                      help="it is a whole number from 0 to 2 ^ 31 - 1, or a length")  # fmt: skip
-            if written.dtype is not DType.I32:
-                refuse(f"a default of an input of type {written.dtype}", wanted.default.span)
             default = value
         return self.builder.input(TensorType(tuple(sizes), written.dtype), wanted.name, wanted.span, default)
 

@@ -44,3 +44,16 @@ def test_calls_too_short_are_refused():
     assert model({}, np.ones((2, 5, 4), np.float32)).shape == (2, 1, 4)
     with pytest.raises(TfcError, match=r"E705.*the size T - 4 is -1 where T = 3"):
         model({}, np.ones((2, 3, 4), np.float32))
+
+
+def test_a_sum_given_to_a_block_that_reads_it_twice():
+    text = (
+        "tfm 1\nmodel m(x: real[B, T, 4], w: real[4, 3]) {\n"
+        "  y[b, t, o] = silu(sum[c](x[b, t, c] * w[c, o]))\n  return y\n}\n"
+    )
+    x, w = np.arange(24.0).reshape(2, 3, 4) / 10, np.ones((4, 3))
+    z = x @ w
+    for implementation in (None, "reference"):
+        model = tfc.compile(text, target="cpu", implementation=implementation)
+        y = model({}, x.astype(np.float32), w.astype(np.float32))
+        np.testing.assert_allclose(y, z / (1 + np.exp(-z)), rtol=1e-5)

@@ -134,9 +134,21 @@ def fmt(files: tuple[str, ...], only_check: bool) -> int:
 
 @cli.command(short_help="Print the program after a pass.")
 @_spec
-@click.option("--after", metavar="PASS", help="parse, lower, or the name of a pass; default: the last pass.")
+@click.option("--after", metavar="PASS", help="What to stop after; default: the last pass.")
 def show(file: str, sets: dict[str, str], after: str | None) -> int:
-    """Print the intermediate program as text.
+    """Print the program as text after a pass: what the compiler made of the spec, with types and shapes.
+
+    \b
+    PASS, in their order:
+      parse               the syntax tree
+      lower               the program as the spec says it, attention written out
+      dead-code           without what no result needs
+      fold-norms          norms' scales in the projections behind them
+      fuse-attention      scores, mask, softmax and mix as one operation
+      fuse-ffn            a feed-forward as one operation
+      merge-projections   q, k and v as one product
+      precision           with casts
+      analyse-tiles       the same, with notes on masks
 
     \b
     Examples:

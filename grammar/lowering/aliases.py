@@ -1,6 +1,8 @@
 """Names of other libraries, of papers and of habit -> the names that tfc has for the same thing."""
 
-__all__ = ["ATTRIBUTES", "FOREIGN_MODULES", "IMPLICIT_ALIASES", "NAMES", "ONLY_TRAINING", "TYPES", "plain"]
+__all__ = [
+    "ATTRIBUTES", "FOREIGN_MODULES", "IMPLICIT_ALIASES", "NAMES", "ONLY_TRAINING", "OTHERWISE", "TYPES", "plain",
+]  # fmt: skip
 
 
 def plain(name: str) -> str:
@@ -20,6 +22,19 @@ NAMES = {
     "where": "if", "cat": "concat", "concatenate": "concat", "sumover": "sum", "average": "mean", "null": "none",
 }  # fmt: skip
 """Blocks, formulas and functions, by their plain spelling."""
+
+_EQUATION = "an index equation: `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])`"
+_AXES = "`y[b, c, t] = x[b, t, c]` moves axes; `split` and `join` make heads and unmake them"
+_ORDER = "`top(x, n)` gives the places of the n largest, largest first; `top(-x, n)` of the smallest"
+_GLU = "two projections, or halves of one: `cut(x, 0, n) * sigmoid(cut(x, n, n))`"
+_COUNT = "an index is its number: `place[t: length(x)] = t`"
+
+OTHERWISE = {
+    "einsum": _EQUATION, "matmul": _EQUATION, "bmm": _EQUATION, "dot": _EQUATION, "transpose": _AXES, "permute": _AXES,
+    "swapaxes": _AXES, "rearrange": _AXES, "reshape": _AXES, "view": _AXES, "flatten": _AXES, "sort": _ORDER,
+    "argsort": _ORDER, "argmax": _ORDER, "argmin": _ORDER, "glu": _GLU, "arange": _COUNT, "iota": _COUNT,
+}  # fmt: skip
+"""What no single name stands for here, by its plain spelling, and how it is written."""
 
 ATTRIBUTES = {
     "nheads": "heads", "numheads": "heads", "numattentionheads": "heads", "nhead": "heads", "numkvheads": "kv_heads",
@@ -50,4 +65,4 @@ FOREIGN_MODULES = frozenset("nn torch F jnp np jax tf math keras flax lax ops se
 """What stands before a point elsewhere, and before nothing here."""
 
 ONLY_TRAINING = frozenset(("dropout", "attndropout", "attentiondropout", "residdropout", "droppath", "labelsmoothing"))
-"""Attributes of training, which a spec says nothing of; by their plain spelling."""
+"""Attributes and functions of training, which a spec says nothing of; by their plain spelling."""

@@ -50,7 +50,10 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
             fail("E502", f"{over} turns; 0 to {LIMITS['turns']} are allowed", frame.blame(item.over))
         _rolled(item, over, None, place, frame, rest, run)
     elif isinstance(over, Dim):
-        fail("E406", f"the number of turns, {over}, is known only when the model is called", item.over.span)
+        fail(
+            "E406", f"the number of turns, {over}, is known only when the model is called", item.over.span,
+            help="turns are counted while compiling: `let layers = 12`, `repeat layers as layer`",
+        )  # fmt: skip
     else:
         fail("E305", f"`repeat` takes a number or a list, not {describe(over)}", frame.blame(item.over))
 

@@ -17,6 +17,7 @@ from tfc.grammar.lowering.aliases import (
     IMPLICIT_ALIASES,
     NAMES,
     ONLY_TRAINING,
+    OTHERWISE,
     TYPES,
     plain,
 )
@@ -74,7 +75,9 @@ def _known_elsewhere(at: Site, word: str) -> Answer:
     name = known.get(plain(word)) or NAMES.get(plain(word), "")
     if name and name != word and (name in library_items() or name in core.names or name in _declared(at.module)):
         return f"write `{name}`", (Edit(at.span, name),)
-    return None
+    if plain(word) in ONLY_TRAINING:
+        return "it concerns training, of which a spec says nothing", ()
+    return (OTHERWISE[plain(word)], ()) if plain(word) in OTHERWISE else None
 
 
 def _declared(module: ast.Module) -> set[str]:
@@ -92,7 +95,7 @@ def _unknown_kind(at: Site) -> Answer:
 
 
 def _unknown_attribute(at: Site) -> Answer:
-    """`num_heads = 8`, `window = 128`, `causal = yes`, `dropout = 0.1`."""
+    """`num_heads = 8`, `window = 128`, `causal = yes`, `dropout = 0.1`; `weights = int4` of an `ffn`."""
     setting = at.around(ast.Setting)
     wrong = at.said(r"has no (?:attribute|input) `(\w+)`")
     holder = next((n for n in reversed(at.chain) if isinstance(n, ast.Declaration | ast.Derived | ast.Default)), None)
@@ -107,6 +110,10 @@ def _unknown_attribute(at: Site) -> Answer:
         return None
     if plain(wrong[1]) in ONLY_TRAINING:
         return "it concerns training, of which a spec says nothing", (_without(setting),)
+    linear = library_item("linear")
+    if isinstance(linear, ast.Block) and wrong[1] in {i.name for i in linear.inputs} and "projection" in has - given:
+        inner = f"projection = linear {{ {setting.span.text} }}"
+        return f"its projections have it: `{inner}`", (Edit(setting.span, inner),)
     return _formula_as_attribute(at, setting, holder.changes)
 
 

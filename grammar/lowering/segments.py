@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cache
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
@@ -14,10 +13,16 @@ from tfc.source import Span
 __all__ = ["check_path", "did_you_mean", "head", "names_read", "read_first", "segment_of", "segments", "targets"]
 
 
-@cache
+_PARTS: dict[str, tuple[str, ...]] = {}
+
+
 def _parts(kind: type[ast.Node]) -> tuple[str, ...]:
-    """The fields of a kind of node that may hold nodes, last first."""
-    return tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "doc"))
+    """The fields of a kind of node that may hold nodes, last first; kept, since every walk asks for them."""
+    known = _PARTS.get(kind.__name__)
+    if known is None:
+        known = tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "doc"))
+        _PARTS[kind.__name__] = known
+    return known
 
 
 def _walk(node: object) -> Iterator[ast.Node]:

@@ -46,6 +46,7 @@ def top(c: Call) -> Meaning:
             f"`top` takes numbers along the last axis; `{c.shown('x')}` is {x.type}",
             c.at("x"),
             notes=c.made("x"),
+            help=f"`if({c.shown('x')}, 1, 0)` is a number" if x.type.dtype is DType.BOOL else "",
         )
     if _outside(n, x.type.last):
         fail("E402", f"the {n} largest of {x.type.last}", c.blame("n"), notes=c.made("x"))

@@ -256,6 +256,17 @@ def test_registered_functions_are_called_by_name() -> None:
     assert refused("  return x * sum(apportion(x, total = 6))") == ["E401"]
 
 
+def test_a_registered_function_of_no_array() -> None:
+    made = program("  return x * sum(legendre(order = 4, window = 9, steps = 8))")
+    (found,) = eqns(made, ArrayFunction)
+    assert found.op.settings == (("order", 4), ("window", 9.0), ("steps", 8)) and not found.args
+    assert str(found.outs[0].type) == "f32[8, 4]"
+    for order, window, steps in ((0, 9, 8), (4, 0, 8), (4, 9, 0)):
+        called = f"legendre(order = {order}, window = {window}, steps = {steps})"
+        assert refused(f"  return x * sum({called})") == ["E401"]
+    assert refused("  return x * sum(legendre(x, order = 4, window = 9, steps = 8))") == ["E207"]
+
+
 def starts(init: str) -> Init:
     made = program(f"  param w[8, 8] = {init}\n  y[b, t, o] = sum[c](x[b, t, c] * w[c, o])\n  return y")
     return made.params[0].init

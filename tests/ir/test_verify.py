@@ -102,6 +102,9 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "index: `median` is no reduction": (
         "%y: f32[B] = index(axes=[b: B], reduced=[c: 4], expr=median[c]($0[b, c])) %x",
     ),
+    "index: ['c'] is reduced within its own reduction": (
+        "%y: f32[B] = index(axes=[b: B], reduced=[c: 4], expr=sum[c]($0[b, c] * sum[c]($0[b, c]))) %x",
+    ),
     "index: the expression reduces [], the equation ['c']": (
         "%y: f32[B] = index(axes=[b: B], reduced=[c: 4], expr=$0[b, 0]) %x",
     ),

@@ -8,7 +8,7 @@ import operator
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from itertools import repeat
 from typing import Any
 
@@ -74,13 +74,13 @@ class Line(Column):
     """A field that moves one way with the position: its ends bound it. It has a value at any place, also below 0."""
 
     def __init__(self, at: Callable[[int], Interval], values: Callable[[], Sequence[Number]], exact: bool) -> None:
-        self.at, self.list, self.exact = at, values, exact
+        self.at, self.list, self.exact = at, cache(values), exact
 
     def bounds(self, start: int, end: int) -> Interval:
         (a, b), (c, d) = self.at(start), self.at(end - 1)
         return (a if a < c else c), (d if d > b else b)
 
-    @cached_property
+    @property
     def values(self) -> Sequence[Number]:
         return self.list()
 

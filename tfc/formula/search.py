@@ -1,5 +1,10 @@
 """The conditions of a mask turned into runs of key tiles for each query tile, and a look into the tiles left open.
 
+A tile is empty under `and` if it is empty under one of them, full if under all; under `or` the reverse. Partial and
+partial may be anything: there each kind that can be decided jointly is one condition (all that the query decides
+alone, all that the key does, all that `q - k` does, all equalities), what the query and the key decide apart is
+independent, and of what is left a tile is halved until a visible and a hidden pair are found, or none is left.
+
 Each kind of condition has its own way to find its runs: a key's alone has the same for every query tile, a
 difference's are moved along with the query tile, equal fields are looked up by value, one comparison with a field
 that rises is bisected, and whatever else is searched from groups of tiles down to single ones.

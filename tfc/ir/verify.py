@@ -351,7 +351,7 @@ def _formula(op: Op, place: Place, formula: Expr) -> None:
 
 
 def _index(op: Index) -> None:
-    """Indices are distinct words, and each reduced one is used inside one `Reduce` over it, and only there."""
+    """Indices are distinct words, and each reduced one is used inside a `Reduce` over it, and only there."""
     names = [name for name, _ in (*op.axes, *op.reduced, *op.lengths)]
     for name in names:
         if not (NAME.match(name) is not None and name not in WORDS):
@@ -359,9 +359,15 @@ def _index(op: Index) -> None:
     if len(set(names)) != len(names):
         raise IRError(f"index: {names} has an index twice")
     reduced = {name for name, _ in op.reduced}
-    runs = [name for node in walk(op.expr) if isinstance(node, Reduce) for name in node.indices]
-    if sorted(runs) != sorted(reduced):
-        raise IRError(f"index: the expression reduces {runs}, the equation {sorted(reduced)}")
+    sums = [node for node in walk(op.expr) if isinstance(node, Reduce)]
+    runs = {name for node in sums for name in node.indices}
+    if runs != reduced:
+        raise IRError(f"index: the expression reduces {sorted(runs)}, the equation {sorted(reduced)}")
+    for node in sums:
+        within = {name for inner in walk(node.body) if isinstance(inner, Reduce) for name in inner.indices}
+        twice = sorted(within & set(node.indices)) + [n for n in node.indices if node.indices.count(n) > 1]
+        if twice:
+            raise IRError(f"index: {twice} is reduced within its own reduction")
     loose = sorted(set(_free(op.expr)) & reduced)
     if loose:
         raise IRError(f"index: {loose} is used outside its reduction")
