@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
-from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Token, Var, slots, substitute, walk
+from tfc.diagnostics import TfcError
+from tfc.formula.expr import Expr, Kind, Load, Read, Token, Var, slots, substitute, walk
 from tfc.formula.expr import rewrite as rewrite_formula
 from tfc.ir.ops import (
     Attention,
@@ -27,14 +29,14 @@ from tfc.ir.ops import (
 )
 from tfc.ir.program import Eqn, Input, Program, Value
 from tfc.ir.types import Dim, DType, TensorType
-from tfc.passes.base import Contract, Rewritten
+from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.causal import causal
 from tfc.passes.decode_body import Axes, Body
 from tfc.passes.decode_index import index_equation
 from tfc.passes.decode_recurrence import recurrence
 from tfc.passes.rewrite import drop_unread
 
-__all__ = ["COUNT", "LENGTH", "Decode", "kept"]
+__all__ = ["COUNT", "LENGTH", "Decode", "kept", "notes"]
 
 LENGTH, COUNT = "cache.length", "cache.count"
 """Inputs of a decoding form: int[B], how many tokens each row has kept; and how many of the new ones count, by
@@ -85,6 +87,22 @@ def kept(program: Program) -> tuple[Value, ...]:
     """The caches that a decoding form takes, in the order in which it gives them, after its other results."""
     names = [i.value.name for i in program.inputs]
     return tuple(i.value for i in program.inputs[names.index(COUNT) + 1 :])
+
+
+def notes(program: Program) -> tuple[Note, ...]:
+    """What is kept for each token, and for each row, where the program can be decoded; else nothing."""
+    try:
+        form = Decode()(program).program
+    except TfcError:
+        return ()
+    batch = form.inputs[[i.value.name for i in form.inputs].index(LENGTH)].value.type.shape[0]
+    each = fixed = 0
+    for v in kept(form):
+        sizes = [n for n in v.type.shape if isinstance(n, int)]
+        size = prod(sizes) * v.type.dtype.bytes
+        each, fixed = (each, fixed + size) if len(sizes) == v.type.rank - 1 else (each + size, fixed)
+    said = f"keeps {each:,} bytes a token and {fixed:,} a row of [{batch}]; generate pads prompts and caches to "
+    return (Note(f"decode:{program.name}", said + "lengths of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...", held=False),)
 
 
 def _unreported(program: Program) -> Program:

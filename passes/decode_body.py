@@ -184,7 +184,7 @@ class Body:
         self.give(stack, self.emit(CacheWrite(), stack, row, self.known("turn"), name=f"{stack.name}.after"))
 
     def tokens(self, name: str, value: Value) -> Value:
-        """Every token so far, [B, L, ...]: those kept, and the new ones in the places after them.   value: [B, T, ...]"""
+        """Every token so far, [B, L, ...]: those kept, and the new ones after them.   value: [B, T, ...]"""
         if value in self.rows:
             return self.rows[value]
         if not self.keeps:

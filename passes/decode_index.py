@@ -84,7 +84,9 @@ class _Walk:
                 if at is None:
                     return Read(self.slot(operand), tuple(map(self.moved, indices)), kind)
                 rest = tuple(map(self.moved, indices[at + 1 :]))
-                return Read(self.slot(self._source(operand)), (self.row, self._place(operand, indices[at]), *rest), kind)
+                return Read(
+                    self.slot(self._source(operand)), (self.row, self._place(operand, indices[at]), *rest), kind
+                )
             case Var() if expr == self.token:
                 return Apply("add", (expr, self._length()))
             case Apply(fn, args):

@@ -14,8 +14,8 @@ B, N, H = (Var(name, Kind.INT) for name in "bnh")
 
 
 def recurrence(eqn: Eqn, op: Recurrence, body: Body) -> None:
-    """State, z and the last segment are kept, a row a turn. A token that does not count adds nothing and decays nothing:
-    its key and value are zero, its decay too, and its segment is the last one's."""
+    """State, z and the last segment are kept, a row a turn. A token that does not count adds nothing and decays
+    nothing: its key and value are zero, its decay too, and its segment is the last one's."""
     q, k, v, *rest = eqn.args
     if op.direction != "causal" or op.initial:
         body.refuse("it does not run from the first token to the last")

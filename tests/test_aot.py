@@ -1,6 +1,7 @@
 """Compilation for devices that are not here: ptxas reports, refusals in words, and the real compilers."""
 
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -135,3 +136,29 @@ def test_xla_compiles_for_an_absent_tpu(name):
         pytest.skip("pip install 'tfc[tpu]': libtpu is not installed")
     done = aot.compile_for(name, lambda x, y: x @ y, F32, F32)
     assert done.cost is not None and done.cost["flops"] >= 2 * 128**3
+
+
+def decoding(layers: int, new: int) -> aot.Compiled:
+    """A call of `decode` with `new` tokens, 4 rows of 4096, compiled for an H200."""
+    import tfc
+
+    sizes = {"width": 512, "heads": 8, "kv_heads": 4, "hidden": 1024, "vocab": 1024, "compute": "bf16"}
+    model = tfc.compile(Path(__file__).parents[1] / "examples/llama_block.tfm", target="h200", layers=layers, **sizes)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    packed = jax.eval_shape(model.pack, params)
+    cache = jax.eval_shape(lambda: model.init_cache(4, 4096))
+    tokens = jax.ShapeDtypeStruct((4, new), jnp.int32)
+    return aot.compile_for(
+        "h200", lambda p, c, t: model.decoder.step(p, c, {"tokens": t}, None), packed, cache, tokens, donate=(1,)
+    )
+
+
+@pytest.mark.aot
+def test_a_decoding_step_writes_its_cache_in_place(nvidia):
+    """Whatever the depth, temporaries are what one layer needs: no copy of all weights, nor of all that is kept; and
+    the cache that comes out is the one that went in."""
+    few, many = decoding(2, 1), decoding(6, 1)
+    row = 2 * 4 * 4096 * 4 * 64 * 2  # a layer's keys and values, bfloat16
+    assert many.memory["temporaries"] - few.memory["temporaries"] < row / 16
+    assert many.memory["temporaries"] < 1.25 * row
+    assert many.memory["total"] < many.memory["arguments"] + many.memory["temporaries"] + row / 16

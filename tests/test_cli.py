@@ -12,6 +12,7 @@ import click
 import pytest
 
 from tfc import cli
+from tfc.passes.pipeline import DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
 MINILM = str(ROOT / "examples" / "minilm.tfm")
@@ -60,6 +61,12 @@ def test_help_teaches(capsys):
         assert tfc(name, "--help") == 0
         said = capsys.readouterr().out
         assert "Example" in said and f"tfc {name}" in said.split("Example")[1], name
+
+
+def test_help_of_show_lists_the_passes(capsys):
+    assert tfc("show", "--help") == 0
+    listed = capsys.readouterr().out.split("PASS, in their order:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == ["parse", "lower", *(p.name for p in DEFAULT)]
 
 
 @pytest.mark.parametrize("name", cli.LATER)
@@ -283,6 +290,35 @@ def test_run_on_an_array(capsys, small, tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     assert tfc("run", small, "--input", str(tmp_path / "pickled.npy")) == 1
     assert "E724" in capsys.readouterr().err
+
+
+def test_run_goes_on_from_prompts(capsys, tmp_path):
+    import numpy as np
+
+    spec = str(ROOT / "examples" / "llama_block.tfm")
+    np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [4, 5, 6]], np.int32))
+    given = [
+        "run",
+        spec,
+        "--set",
+        "layers=1",
+        "--target",
+        "cpu",
+        "--input",
+        str(tmp_path / "ids.npy"),
+        "--generate",
+        "4",
+    ]
+    assert tfc(*given) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows] == [4, 4]
+    assert tfc(*given, "--json", "--stop", rows[0][1]) == 0
+    first, second = json.loads(capsys.readouterr().out)["tokens"]
+    assert first == [int(t) for t in rows[0][: rows[0].index(rows[0][1]) + 1]] and len(second) <= 4
+    assert tfc(*given, "--save", "y.npy") == 2
+    assert "--save" in capsys.readouterr().err
+    assert tfc("run", MINILM, "--input", str(tmp_path / "ids.npy"), "--generate", "2") == 1
+    assert "E816" in capsys.readouterr().err
 
 
 def test_run_without_a_tokenizer(capsys, small):

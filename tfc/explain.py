@@ -41,6 +41,7 @@ from tfc.ir.ops import (
 from tfc.ir.program import Eqn, Program
 from tfc.ir.types import DType, TensorType
 from tfc.passes.base import Note
+from tfc.passes.decode import notes as decoding
 from tfc.targets import FACTS
 
 __all__ = ["Cost", "Line", "Report", "cost", "default_lengths", "explain", "lengths_of"]
@@ -173,7 +174,7 @@ def explain(
 ) -> Report:
     """What a call of the program with these lengths runs on the target, without running anything.
 
-    stages, notes: the passes that made the program, and what they said.
+    stages, notes: the passes that made the program, and what they said. What decoding keeps is added to it.
     Raises TfcError: E702 for a length that is missing, E806 for one that the program does not have, and what `emit`
     raises for the implementation.
     """
@@ -189,7 +190,8 @@ def explain(
     count = [prod(t.ints) for t in stored]
     size = sum(n * t.dtype.bytes for n, t in zip(count, stored, strict=True))
     parameters = (len(stored), sum(count), size)
-    return Report(program.name, target, lengths, tuple(lines), parameters, tuple(stages), tuple(notes))
+    said = (*notes, *decoding(program))
+    return Report(program.name, target, lengths, tuple(lines), parameters, tuple(stages), said)
 
 
 def lengths_of(program: Program) -> tuple[str, ...]:

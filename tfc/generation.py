@@ -64,7 +64,7 @@ class Generator:
         """int32 [B, n], n <= steps. prompts: int32 [B, P], of which the first `lengths` count, 1 or more."""
         rows, longest = prompts.shape
         cache = self._room(rows, int(lengths.max()) + steps - 1)
-        if (width := bucket(longest - 1) if longest > 1 else 0):
+        if width := bucket(longest - 1) if longest > 1 else 0:
             before = np.zeros((rows, width), np.int32)
             before[:, : longest - 1] = prompts[:, :-1]
             cache = self._prefill(packed, cache, before, lengths - 1)
@@ -109,7 +109,8 @@ class Generator:
             ends = jnp.asarray(stop or (-1,), jnp.int32)
 
             def going(state: tuple[Any, ...]) -> Array:
-                return (state[0] < count) & ~jnp.all(state[3])
+                more: Array = (state[0] < count) & ~jnp.all(state[3])
+                return more
 
             def turn(state: tuple[Any, ...]) -> tuple[Any, ...]:
                 i, cache, token, done, out = state
@@ -150,7 +151,10 @@ def pick(scores: Array, key: Array | None, temperature: Any, top_k: int | None, 
 
 
 def prompts_of(tokens: Any, lengths: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(int32 [B, P], int32 [B]) of an array, or of lists that may differ in length. Raises TfcError: E703, E705, E706."""
+    """(int32 [B, P], int32 [B]) of an array, or of lists that may differ in length.
+
+    Raises TfcError: E703, E705, E706.
+    """
     if isinstance(tokens, Sequence) and lengths is None and all(isinstance(row, Sequence) for row in tokens):
         lengths = [len(row) for row in tokens]
         tokens = [[*row, *[0] * (max(lengths, default=0) - len(row))] for row in tokens]

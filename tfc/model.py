@@ -306,7 +306,9 @@ class Model:
     # --- decoding
 
     @cached_property
-    def _decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
+        """The decoding forms; `decoder.step` is what `decode` traces, `decoder.form().program` what it runs."""
+
         def packed(params: "Params | Packed") -> Packed:
             return params if isinstance(params, Packed) else self.pack(params)
 
@@ -322,7 +324,7 @@ class Model:
         Raises TfcError: E816, with the place, where the model's results depend on more than the tokens before; E707
         where a table (of positions, say) is shorter than `length`.
         """
-        return self._decoder.cache(batch, length, dtype)
+        return self.decoder.cache(batch, length, dtype)
 
     def decode(
         self, params: "Params | Packed", cache: Cache, *inputs: Any, count: Any = None, **named: Any
@@ -338,19 +340,19 @@ class Model:
         given = self._given(inputs, named)
         self._present()
         self._look(given)
-        results, after = self._decoder(params, cache, given, count)
+        results, after = self.decoder(params, cache, given, count)
         return (results[0] if len(results) == 1 else results), after
 
     @cached_property
     def _generator(self) -> Generator:
         """Raises TfcError: E816 for what cannot be decoded, E723 for a model that does not go on with token ids."""
-        program = self._decoder.form().program
+        program = self.decoder.form().program
         tokens = [i.value for i in self.lowered.inputs if i.value.type.dtype is DType.I32 and i.value.type.rank == 2]
         scores = program.results[0].type
         if not tokens or not (scores.rank == 3 and scores.dtype.floating and scores.shape[:2] == tokens[0].type.shape):
             fact = f"{self.lowered.name} gives {scores}, no score of each next token for token ids [B, T]"
             raise TfcError(Diagnostic("E723", fact, help="decode takes and gives anything"))
-        return Generator(self._decoder, tokens[0].name)
+        return Generator(self.decoder, tokens[0].name)
 
     def generate(
         self,
@@ -368,8 +370,8 @@ class Model:
     ) -> np.ndarray[Any, Any]:
         """The tokens that follow the prompts: int32 [B, steps], or as many until every row has stopped.
 
-        tokens: token ids [B, P], of which the first `lengths` [B] of a row are its prompt; or lists, which may differ in
-        length. temperature: 0 for the most likely token; else it is drawn, with `key`, among the `top_k` most likely
+        tokens: token ids [B, P], of which the first `lengths` [B] of a row are its prompt; or lists, which may differ
+        in length. temperature: 0 for the most likely token; else it is drawn, with `key`, among the `top_k` most likely
         ones and of those among the fewest with a probability of `top_p` together. Draws do not depend on how the steps
         are cut into loops. stop: tokens after which a row ends; what follows in it repeats the first of them.
         progress: a bar where stderr is a terminal.

@@ -26,8 +26,8 @@ WANTED = """ampersand causal_as_attribute colon_for_equals comma_between_attribu
     missing_comma missing_return missing_version num_heads other_kind pipe power python_body python_if python_none
     python_not python_true q_and_k_of_unequal_size q_in_position return_in_loop s_in_mask score_as_mask semicolon
     single_equals slash_comment too_few_arguments too_many_gelu trailing_comma_in_let type_of_torch undeclared_field
-    unicode_operators unit unlabelled_reuse weight_before_use window_as_attribute window_beside_mask
-    wrong_kind""".split()
+    unicode_operators unit unlabelled_reuse weight_before_use weights_of_ffn window_as_attribute
+    window_beside_mask wrong_kind""".split()
 
 
 def diagnose(name: str, text: str) -> tuple[Diagnostic, ...]:

@@ -1,7 +1,7 @@
 """The decoding form against the whole program: any split of the tokens into calls gives what one call gives.
 
-Both are evaluated by the definitions, in float64, so nothing but the rewriting is judged. Each call takes three tokens a
-row, of which a drawn number counts, 0 to 3 and differing from row to row: that is every split, and every ragged batch.
+Both are evaluated by the definitions, in float64, so nothing but the rewriting is judged. Each call takes three tokens
+a row, of which a drawn number counts, 0 to 3, differing from row to row: that is every split, and every ragged batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,8 @@ from tfc.backends.kernel import DTYPES
 from tfc.backends.reference.program import evaluate
 from tfc.diagnostics import TfcError
 from tfc.formula.expr import Apply, Const, Expr, Kind, Read, Token, Var, apply
-from tfc.formula.scalar import Env, evaluate as scalar
+from tfc.formula.scalar import Env
+from tfc.formula.scalar import evaluate as scalar
 from tfc.front import front
 from tfc.ir.program import Program
 from tfc.ir.text import parse, show
@@ -51,7 +52,9 @@ def look(attributes: str, more: str = "") -> str:
 
 SPECS: Mapping[str, str] = {
     "rope and groups": look("heads = heads   kv_heads = 2   position = rope(100)   mask = causal"),
-    "window, capped": look("heads = heads   mask = causal and window(3)   score = softcap(2)   position = rope(50)   rotated = 2   head_dim = 4"),
+    "window, capped": look(
+        "heads = heads   mask = causal and window(3)   score = softcap(2)   position = rope(50)   rotated = 2   head_dim = 4"
+    ),
     "learned positions": look("heads = heads   mask = causal   biased = yes", "x = learned_positions@place(x, 9)\n  "),
     "sinusoids": look("heads = heads   mask = not (k > q)", "x = sinusoidal(x)\n  "),
     "slopes": spec(
@@ -193,7 +196,9 @@ REFUSED = {
     "nothing proves that its mask `yes`": look("heads = heads"),
     "nothing proves that its mask `k <= q or k < 2`": look("heads = heads   mask = causal or k < 2"),
     "`j` runs over the tokens": spec("y[b, t, c] = sum[j](if(j <= t, x[b, j, c], 0))\n  x = y"),
-    "what it gives depends on several tokens": spec("m[b, c] = x[b, 0, c]\n  y[b, t, c] = x[b, t, c] + m[b, c]\n  x = y"),
+    "what it gives depends on several tokens": spec(
+        "m[b, c] = x[b, 0, c]\n  y[b, t, c] = x[b, t, c] + m[b, c]\n  x = y"
+    ),
     "may read tokens that come later": spec("y[b, t, c] = x[b, t + 1, c]\n  x = x + y"),
     "any number of those before": spec("y[b, t, c] = x[b, t - tokens[b, t], c]\n  x = x + y"),
     "tokens of other rows": spec("y[b, t, c] = x[0, t, c]\n  x = x + y"),
@@ -224,10 +229,12 @@ def test_reports_are_left_out_and_what_only_they_read():
 # --- proofs
 
 Q, K = Token("q"), Token("k")
-SIDES = st.sampled_from([Q, K, apply("floordiv", Q, Const(2)), apply("floordiv", K, Const(2)), apply("mul", Const(2), Q),
-                         apply("mul", Const(2), K), Const(1), Const(-1), Const(2)])  # fmt: skip
-SUMS = st.recursive(SIDES, lambda s: st.builds(lambda fn, a, b: Apply(fn, (a, b)), st.sampled_from(["add", "sub"]), s, s),
-                    max_leaves=4)  # fmt: skip
+HALVES = [apply("floordiv", Q, Const(2)), apply("floordiv", K, Const(2))]
+TWICE = [apply("mul", Const(2), Q), apply("mul", Const(2), K)]
+SIDES = st.sampled_from([Q, K, *HALVES, *TWICE, Const(1), Const(-1), Const(2)])
+SUMS = st.recursive(
+    SIDES, lambda s: st.builds(lambda fn, a, b: Apply(fn, (a, b)), st.sampled_from(["add", "sub"]), s, s), max_leaves=4
+)
 ATOMS = st.builds(lambda fn, a, b: Apply(fn, (a, b)), st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), SUMS, SUMS)
 MASKS: st.SearchStrategy[Expr] = st.recursive(
     ATOMS,

@@ -266,7 +266,7 @@ def test_lama_is_attention_of_learned_queries():
 
 # ---- TokenFormer
 
-VARIANTS = ["norm, gelu", "gelu, norm", "softmax"]
+VARIANTS = ["l2_norm_gelu", "gelu_l2_norm", "softmax"]
 
 
 def pattention(variant=VARIANTS[0], count=12):
@@ -281,7 +281,7 @@ def test_tokenformer_forgets_lengths_and_the_order_of_its_tokens(variant):
     mixed = {**p, **{f"pattention.{n}": p[f"pattention.{n}"][order] for n in ("keys", "values")}}
     close(model(params=mixed, x=x), y)
     longer = model(x=x * RNG.uniform(0.1, 9, (2, T, 1)))
-    if variant == "norm, gelu":
+    if variant == "l2_norm_gelu":
         close(longer, y)
         assert not model(x=0 * x).any()
     else:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -400,13 +401,18 @@ def test_segformer3d_convolutions():
     weight = model.params["conv3d.map.weight"].reshape(3, 3, 3, 3, 5)
     sizes = ("NDHWC", "DHWIO", "NDHWC")
     theirs = jax.lax.conv_general_dilated(
-        x.reshape(2, 4, 4, 4, 3), weight, (2, 2, 2), [(1, 1)] * 3, dimension_numbers=sizes
+        jnp.asarray(x.reshape(2, 4, 4, 4, 3)), jnp.asarray(weight), (2, 2, 2), [(1, 1)] * 3, dimension_numbers=sizes
     )
     close(model(x=x), np.asarray(theirs).reshape(2, 8, 5) + model.params["conv3d.map.bias"])
     model = piece("segformer3d", "x: real[B, 64, 3]", "return depthwise_conv3d(x, 4)")
     weight = model.params["depthwise_conv3d.weight"].reshape(3, 3, 3, 1, 3)
     theirs = jax.lax.conv_general_dilated(
-        x.reshape(2, 4, 4, 4, 3), weight, (1, 1, 1), [(1, 1)] * 3, dimension_numbers=sizes, feature_group_count=3
+        jnp.asarray(x.reshape(2, 4, 4, 4, 3)),
+        jnp.asarray(weight),
+        (1, 1, 1),
+        [(1, 1)] * 3,
+        dimension_numbers=sizes,
+        feature_group_count=3,
     )
     close(model(x=x), np.asarray(theirs).reshape(2, 64, 3))
 

@@ -18,7 +18,7 @@ from tfc.ir.program import Program
 from tfc.ir.types import DType
 from tfc.model import Model
 
-__all__ = ["run", "tokenize", "weights_path"]
+__all__ = ["array_of", "parameters", "run", "tokenize", "tokenizer_of", "weights_path"]
 
 
 def run(
@@ -35,14 +35,7 @@ def run(
     """Runs, prints, and returns the exit code."""
     with progress("compiling"):
         model = build(file, sets, target, implementation)
-    if weights is None:
-        click.echo("note: random weights; --weights loads trained ones", err=True)
-        params, folder = model.init(jax.random.key(0)), Path(file).parent
-    else:
-        path = weights_path(weights)
-        folder = path if path.is_dir() else path.parent
-        with progress("loading weights"):
-            params = model.load(str(path))
+    params, folder = parameters(model, weights, Path(file).parent)
     inputs = _read(array, model.program) if array else _texts(texts, folder, model.program)
     with progress(f"running {model.program.name}"):
         result = np.asarray(_first(_call(model, params, inputs)), np.float32)
@@ -50,6 +43,16 @@ def run(
         _save(save, result)
     _print(texts, result, as_json)
     return 0
+
+
+def parameters(model: Model, weights: str | None, folder: Path) -> tuple[Any, Path]:
+    """The parameters, random where none are named, and the folder of the tokenizer beside them (else `folder`)."""
+    if weights is None:
+        click.echo("note: random weights; --weights loads trained ones", err=True)
+        return model.init(jax.random.key(0)), folder
+    path = weights_path(weights)
+    with progress("loading weights"):
+        return model.load(str(path)), path if path.is_dir() else path.parent
 
 
 def weights_path(words: str) -> Path:
@@ -67,10 +70,17 @@ def weights_path(words: str) -> Path:
 
 
 def tokenize(texts: Sequence[str], folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(token ids int32 [B, T], lengths int32 [B]) by the folder's tokenizer.json; rows padded with 0 at the end.
+    """(token ids int32 [B, T], lengths int32 [B]) by the folder's tokenizer.json; rows padded with 0 at the end."""
+    rows = [e.ids for e in tokenizer_of(folder).encode_batch(list(texts))]
+    lengths = np.array([len(r) for r in rows], np.int32)
+    ids = np.zeros((len(rows), max(lengths, default=0)), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, lengths
 
-    Raises TfcError: E721 without the file, E722 without the library.
-    """
+
+def tokenizer_of(folder: Path) -> Any:
+    """The folder's tokenizer, which neither pads nor cuts. Raises TfcError: E721 without the file, E722 the library."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         fact = f"there is no tokenizer.json in {folder}"
@@ -82,12 +92,7 @@ def tokenize(texts: Sequence[str], folder: Path) -> tuple[np.ndarray[Any, Any], 
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    rows = [e.ids for e in tokenizer.encode_batch(list(texts))]
-    lengths = np.array([len(r) for r in rows], np.int32)
-    ids = np.zeros((len(rows), max(lengths, default=0)), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    return ids, lengths
+    return tokenizer
 
 
 def _texts(texts: Sequence[str], folder: Path, program: Program) -> dict[str, Any]:
@@ -113,7 +118,12 @@ def _tokens(program: Program) -> str:
 
 
 def _read(path: str, program: Program) -> dict[str, Any]:
-    """The first input from a .npy file. Raises TfcError (E724) for what is none; pickles are never loaded."""
+    """The first input from a .npy file."""
+    return {program.inputs[0].value.name: array_of(path)}
+
+
+def array_of(path: str) -> np.ndarray[Any, Any]:
+    """The array of a .npy file. Raises TfcError (E724) for what is none; pickles are never loaded."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -122,7 +132,7 @@ def _read(path: str, program: Program) -> dict[str, Any]:
         raise TfcError(Diagnostic("E724", f"{path} is no array that can be read: {reason}", help=help_)) from None
     if not isinstance(array, np.ndarray):
         raise TfcError(Diagnostic("E724", f"{path} holds several arrays", help="numpy.save writes one array a file"))
-    return {program.inputs[0].value.name: array}
+    return array
 
 
 def _call(model: Model, params: Any, inputs: Mapping[str, Any]) -> Any:

@@ -68,16 +68,16 @@ class Small:
                 out[p] = np.broadcast_to(np.asarray(value, np.float64), out[p].shape)
         return out
 
-    def __call__(self, *, params: Mapping[str, Array] | None = None, **inputs: Array) -> Array:
-        """The first result."""
+    def __call__(self, *, params: Any = None, **inputs: Any) -> Array:
+        """The first result. params: arrays by path, where they are not the model's own."""
         return self.all(params=params, **inputs)[0]
 
-    def all(self, *, params: Mapping[str, Array] | None = None, **inputs: Array) -> list[Array]:
+    def all(self, *, params: Any = None, **inputs: Any) -> list[Array]:
         """The results, then the reports in the program's order."""
         arrays = {name: jnp.asarray(x) for name, x in (self.params if params is None else params).items()}
         return [np.asarray(x) for x in self._call(arrays, {name: jnp.asarray(x) for name, x in inputs.items()})]
 
-    def report(self, name: str, *, params: Mapping[str, Array] | None = None, **inputs: Array) -> Array:
+    def report(self, name: str, *, params: Any = None, **inputs: Any) -> Array:
         """The side output whose path ends with the name."""
         paths = [path for path, _ in self.program.reports]
         (place,) = [i for i, path in enumerate(paths) if path.endswith(name)]
