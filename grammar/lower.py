@@ -327,8 +327,8 @@ class _Lowering:
         if wanted.default is not None:
             value = evaluate(wanted.default, frame)
             if written.dtype is not DType.I32:
-                sizes = wanted.type.span.text.removeprefix("bool") if wanted.type else ""
-                number = f"`{wanted.name}: int{sizes} = 1`, and where it is read, `{wanted.name} == 1`"
+                axes = wanted.type.span.text.removeprefix("bool") if wanted.type else ""
+                number = f"`{wanted.name}: int{axes} = 1`, and where it is read, `{wanted.name} == 1`"
                 refuse(f"a default of an input of type {written.dtype}", wanted.default.span,
                        number if written.dtype is DType.BOOL else "")  # fmt: skip
             if not isinstance(value, int | Dim) or isinstance(value, bool):

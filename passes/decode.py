@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar
 
 from tfc.diagnostics import TfcError
@@ -30,10 +30,10 @@ from tfc.ir.ops import (
 from tfc.ir.program import Eqn, Input, Program, Value
 from tfc.ir.types import Dim, DType, TensorType
 from tfc.passes.base import Contract, Note, Rewritten
-from tfc.passes.causal import causal
-from tfc.passes.decode_body import Axes, Body
-from tfc.passes.decode_index import index_equation
-from tfc.passes.decode_recurrence import recurrence
+from tfc.passes.decoding.body import Axes, Body
+from tfc.passes.decoding.causal import causal
+from tfc.passes.decoding.index import index_equation
+from tfc.passes.decoding.recurrence import recurrence
 from tfc.passes.rewrite import drop_unread
 
 __all__ = ["COUNT", "LENGTH", "Decode", "kept", "notes"]
@@ -51,12 +51,12 @@ class Decode:
     of the tokens into calls is what one call gives. `T` is the number of new tokens; those of a row beyond its `count`
     give results that mean nothing and leave nothing behind.
 
-    - attention whose mask implies k <= q (`causal.py`): keys, values and fields of keys are kept, place j of a cache
-      holding the token at position j, so that the mask alone leaves out what is not written yet; positions of queries
-      are given. Others must not see tokens at all (memory of another input, without positions).
+    - attention whose mask implies k <= q (`decoding/causal.py`): keys, values and fields of keys are kept, place j of a
+      cache holding the token at position j, so that the mask alone leaves out what is not written yet; positions of
+      queries are given. Others must not see tokens at all (memory of another input, without positions).
     - a causal recurrence continues from the state that it left.
     - index equations: a token index used as a number is the position; a read `lag` tokens back, the last ones of its
-      operand kept (`decode_index.py`).
+      operand kept (`decoding/index.py`).
     - operations on each token by itself are the same. Values [T, ...] become [B, T, ...].
     - in loops the caches are carries, a row a turn, written in place.
 
@@ -212,6 +212,8 @@ def _rounded(eqn: Eqn, op: Rounded, body: Body) -> None:
     own = op.format.name in ("mx", "nm") or set_to.get("per") == "row" or set_to.get("group", 0) != 0
     if not own:
         body.refuse(f"{op.format.name} has a scale that several tokens share")
+    if set_to.get("outliers", inf) != inf:
+        body.refuse("which channels are outliers depends on all tokens")
     _along(eqn, op, body)
 
 

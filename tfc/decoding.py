@@ -29,8 +29,8 @@ class Cache:
     """What decoding keeps from call to call: a pytree of arrays, made by `Model.init_cache`.
 
     length: int32 [B], the tokens that each row has seen. arrays: by name, [turns of the loops, B, ...]: keys, values
-    and fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where nothing
-    grows with the tokens. dtype: what was asked for.
+    and fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where
+    nothing grows with the tokens. dtype: what was asked for.
     """
 
     def __init__(

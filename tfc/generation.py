@@ -158,17 +158,18 @@ def prompts_of(tokens: Any, lengths: Any) -> tuple[np.ndarray[Any, Any], np.ndar
     if isinstance(tokens, Sequence) and lengths is None and all(isinstance(row, Sequence) for row in tokens):
         lengths = [len(row) for row in tokens]
         tokens = [[*row, *[0] * (max(lengths, default=0) - len(row))] for row in tokens]
-    found = np.asarray(tokens)
+    found: np.ndarray[Any, Any] = np.asarray(tokens)
     if found.ndim != 2 or (found.size and found.dtype.kind not in "iu"):
         fact = f"prompts are token ids [B, P], not {found.dtype.name}[{', '.join(map(str, found.shape))}]"
         raise TfcError(Diagnostic("E703", fact, help="one prompt is a batch of one: [[1, 2, 3]]"))
     if 0 in found.shape:
         raise TfcError(Diagnostic("E706", "generation goes on from a token at least", help="begin with a start token"))
-    counts = np.full(len(found), found.shape[1]) if lengths is None else np.asarray(lengths)
-    fits = counts.shape == found.shape[:1] and counts.dtype.kind in "iu"
-    if not (fits and counts.min() >= 1 and counts.max() <= found.shape[1]):
-        fact = f"`lengths` is {counts.tolist()} for prompts of {found.shape[1]} tokens"
-        raise TfcError(Diagnostic("E705", fact, help=f"a length for each prompt, 1..{found.shape[1]}"))
+    rows, longest = found.shape
+    counts: np.ndarray[Any, Any] = np.full(rows, longest) if lengths is None else np.asarray(lengths)
+    fits = counts.shape == (rows,) and counts.dtype.kind in "iu"
+    if not (fits and counts.min() >= 1 and counts.max() <= longest):
+        fact = f"`lengths` is {counts.tolist()} for prompts of {longest} tokens"
+        raise TfcError(Diagnostic("E705", fact, help=f"a length for each prompt, 1..{longest}"))
     return found.astype(np.int32), counts.astype(np.int32)
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from tfc.backends.reference.dense import Dense, of_tokens
 from tfc.formula.expr import Expr
+from tfc.formula.guard import guarded
 from tfc.formula.ranges import ranges
-from tfc.ir.ops import Attention, Masked, Mix, Score, Scores, Weigh, reads_row
+from tfc.ir.ops import Attention, Masked, Mix, Score, Scores, Weigh, follows_mask, reads_row
 
 __all__ = ["attention", "masked", "mix", "score", "scores", "weigh"]
 
@@ -93,7 +94,8 @@ def score(op: Score, real: Any, s: Array, *captured: Array) -> tuple[Array]:
     """The score formula over s, which stays -inf where it is.   s: [B, H, N, M] -> the same"""
     seen = ~jnp.isneginf(s)
     finite = jnp.where(seen, s, 0)  # what gradients flow through
-    made = _formula(op.formula, s.shape, captured, real, s=finite, **_row(op.formula, s, seen)).astype(real)
+    rows = _row(op.formula, s, seen)
+    made = _formula(guarded(op.formula), s.shape, captured, real, s=finite, seen=seen, **rows).astype(real)
     return (jnp.where(seen, made, -jnp.inf),)
 
 
@@ -116,7 +118,8 @@ def weigh(op: Weigh, real: Any, s: Array, *captured: Array) -> tuple[Array, Arra
     e = jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
     total = jnp.where(row, jnp.sum(e, axis=-1, keepdims=True), 1)
     lse = jnp.where(row, top + jnp.log(total), -jnp.inf)[..., 0]
-    w = _formula(op.formula, s.shape, captured, real, s=finite, p=e / total, **_row(op.formula, s, seen))
+    rows = _row(op.formula, s, seen)
+    w = _formula(guarded(op.formula), s.shape, captured, real, s=finite, p=e / total, seen=seen, **rows)
     return jnp.where(seen, w, 0).astype(real), lse
 
 
@@ -127,7 +130,8 @@ def mix(op: Mix, real: Any, w: Array, v: Array) -> tuple[Array]:
 
 
 def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
-    """mix(weigh(masked(score(scale * q k^T))), v), the mask before a score that reads its row's statistics.
+    """mix(weigh(masked(score(scale * q k^T))), v), the mask first where the score
+    formula asks for it (`follows_mask`).
 
     q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   -> out [B, N, H, Dv], lse [B, H, N]
     A key that no query of its batch row may see has no effect at all, whatever it holds: what lies beyond
@@ -137,7 +141,7 @@ def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured:
     used = jnp.any(_formula(op.mask, shape, captured, real), axis=(1, 2))[:, :, None, None]
     k, v = jnp.where(used, k, 0), jnp.where(used, v, 0)
     (s,) = scores(Scores(scale=op.scale), real, q, k)
-    if reads_row(op.score):
+    if follows_mask(op.score):
         (s,) = masked(Masked(formula=op.mask), real, s, *captured)
         (s,) = score(Score(formula=op.score), real, s, *captured)
     else:

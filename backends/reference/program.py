@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.kernel import DTYPES, Kernel, Target
-from tfc.backends.reference import arrays, attention, caching, formats, functions, index, linear, recurrence, rotate, routing
+from tfc.backends.reference import (
+    arrays,
+    attention,
+    caching,
+    formats,
+    functions,
+    index,
+    linear,
+    recurrence,
+    rotate,
+    routing,
+)
 from tfc.backends.weights import rounding, turned
 from tfc.ir import ops
 from tfc.ir.ops import Op, Repeat, Route

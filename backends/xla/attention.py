@@ -15,8 +15,9 @@ from tfc.backends.kernel import DTYPES, Kernel, Target
 from tfc.backends.xla.arrays import real_of, serve
 from tfc.backends.xla.formula import Reader
 from tfc.formula.expr import Const, Expr, Load, Read, Token, Var, walk
+from tfc.formula.guard import SEEN, guarded
 from tfc.formula.ranges import ranges
-from tfc.ir.ops import ROW, Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh, reads_row
+from tfc.ir.ops import ROW, Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh, follows_mask
 from tfc.ir.program import Eqn
 
 __all__ = ["KERNEL", "KERNELS", "log_sum_exp"]
@@ -112,23 +113,24 @@ def exponentials(s: Array) -> tuple[Array, Array, Array]:
 def weights(formula: Expr, read: Callable[..., Array], s: Array, p: Array, real: Any) -> Array:
     """The weigh formula over s and p; zero where a key is not seen."""
     seen = ~jnp.isneginf(s)
-    w = read(formula, {S: jnp.where(seen, s, 0), P: p, **row_statistics(formula, s)}).astype(real)
+    w = read(guarded(formula), {S: jnp.where(seen, s, 0), P: p, SEEN: seen, **row_statistics(formula, s)}).astype(real)
     return jnp.where(seen, w, 0)
 
 
 def masked_scores(op: Attention, q: Array, k: Array, read: Callable[..., Array], real: Any) -> Array:
     s = grouped_scores(q, k, op.scale, real)
-    if op.score != S and not reads_row(op.score):
+    late = follows_mask(op.score)
+    if op.score != S and not late:
         s = jnp.broadcast_to(read(op.score, {S: s}), s.shape).astype(real)
     if op.mask != EVERYTHING:
         s = jnp.where(read(op.mask), s, -jnp.inf)
-    return scored(op.score, read, s).astype(real) if reads_row(op.score) else s
+    return scored(op.score, read, s).astype(real) if late else s
 
 
 def scored(formula: Expr, read: Callable[..., Array], s: Array) -> Array:
     """The score formula over s, which stays -inf where it is."""
     seen = ~jnp.isneginf(s)
-    made = read(formula, {S: jnp.where(seen, s, 0), **row_statistics(formula, s)})
+    made = read(guarded(formula), {S: jnp.where(seen, s, 0), SEEN: seen, **row_statistics(formula, s)})
     return jnp.where(seen, made, -jnp.inf)
 
 

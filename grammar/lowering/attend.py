@@ -11,7 +11,7 @@ from tfc.grammar.lowering.bound import Sides, bind, positions_of
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import NOTHING, Formula, Given, Tensor, describe
-from tfc.ir.ops import Index, Masked, Mix, Rotate, S, Score, Scores, Weigh, reads_row
+from tfc.ir.ops import Index, Masked, Mix, Rotate, S, Score, Scores, Weigh, follows_mask
 from tfc.ir.types import Size
 from tfc.source import Span
 
@@ -50,7 +50,7 @@ def weights(q: Tensor, k: Tensor, options: Mapping[str, Given], node: ast.Call, 
     score = bind("score", options["score"], sides, heads, frame) if "score" in options else None
     mask = bind("mask", options["mask"], sides, heads, frame) if "mask" in options else None
     made = [(score, S, "scored"), (mask, Const(True), "masked")]
-    if score is not None and reads_row(score.expr):  # a row's statistics speak of the keys that the mask leaves
+    if score is not None and follows_mask(score.expr):
         made.reverse()
     for bound, nothing, hint in made:
         if bound is not None and bound.expr != nothing:

@@ -25,8 +25,8 @@ from tfc.ir.program import Program
 from tfc.ir.text import parse, show
 from tfc.ir.types import DType
 from tfc.ir.verify import verify
-from tfc.passes.causal import behind, causal
 from tfc.passes.decode import COUNT, LENGTH, Decode, kept
+from tfc.passes.decoding.causal import behind, causal
 
 B, T, NEW = 2, 7, 3
 
@@ -53,7 +53,7 @@ def look(attributes: str, more: str = "") -> str:
 SPECS: Mapping[str, str] = {
     "rope and groups": look("heads = heads   kv_heads = 2   position = rope(100)   mask = causal"),
     "window, capped": look(
-        "heads = heads   mask = causal and window(3)   score = softcap(2)   position = rope(50)   rotated = 2   head_dim = 4"
+        "heads = heads   mask = causal and window(3)   score = softcap(2)   position = rope(50)   head_dim = 4"
     ),
     "learned positions": look("heads = heads   mask = causal   biased = yes", "x = learned_positions@place(x, 9)\n  "),
     "sinusoids": look("heads = heads   mask = not (k > q)", "x = sinusoidal(x)\n  "),
@@ -206,6 +206,8 @@ REFUSED = {
     "has tokens elsewhere than in [B, T, ...]": spec("y[b, t: T // 2, c] = x[b, 2 * t, c]\n  x = y"),
     "does not run from the first token to the last": spec("x = x + linear_attention(x, heads = 2)"),
     "its input `real` says how many": spec("x = x", "", ", real: int[B] = T"),
+    "has a scale that several tokens share": spec('x = rounded(x, fp8(per = "tensor"))'),
+    "which channels are outliers": spec('x = rounded(x, int8(per = "row", outliers = 6.0))'),
     "it adds tokens to the sequence": spec("x = append(x, x)"),
 }
 

@@ -19,6 +19,7 @@ from tfc.formula.expr import (
     slots,
     walk,
 )
+from tfc.formula.guard import partial
 from tfc.formula.ranges import ranges
 from tfc.ir.op import Op
 from tfc.ir.types import DType, IRError, Size, TensorType, bind
@@ -36,6 +37,7 @@ __all__ = [
     "Scores",
     "Weigh",
     "check_slots",
+    "follows_mask",
     "reads_row",
 ]
 
@@ -70,6 +72,12 @@ YES = Const(True)
 def reads_row(formula: Expr) -> bool:
     """Whether a formula reads statistics of its row (`ROW`): then it needs all scores of the row at once."""
     return any(isinstance(node, Var) and node.name in ROW for node in walk(formula))
+
+
+def follows_mask(formula: Expr) -> bool:
+    """Whether a score formula comes after the mask: one that reads its row, whose statistics speak of the keys that
+    the mask leaves; and one that is not finite for every pair, whose gradients ask which pairs are seen."""
+    return reads_row(formula) or partial(formula)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

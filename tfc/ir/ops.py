@@ -5,7 +5,21 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, Kind, Read, Reduce, Var, kind_of, substitute, walk
-from tfc.ir.attention import ROW, YES, Attention, Masked, Mix, P, Rotate, S, Score, Scores, Weigh, reads_row
+from tfc.ir.attention import (
+    ROW,
+    YES,
+    Attention,
+    Masked,
+    Mix,
+    P,
+    Rotate,
+    S,
+    Score,
+    Scores,
+    Weigh,
+    follows_mask,
+    reads_row,
+)
 from tfc.ir.caching import CacheRead, CacheWrite
 from tfc.ir.formats import Rounded
 from tfc.ir.functions import ArrayFunction
@@ -49,6 +63,7 @@ __all__ = [
     "Take",
     "Top",
     "Weigh",
+    "follows_mask",
     "reads_row",
 ]  # fmt: skip
 

@@ -6,8 +6,8 @@ from tfc.formula.expr import Apply, Const, Expr, Kind, Read, Reduce, Var, walk
 from tfc.ir.ops import Concat, Index
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import Dim, Size, TensorType
-from tfc.passes.causal import behind
-from tfc.passes.decode_body import Body
+from tfc.passes.decoding.body import Body
+from tfc.passes.decoding.causal import behind
 
 __all__ = ["index_equation"]
 

@@ -6,7 +6,7 @@ from tfc.formula.expr import Apply, Const, Expr, Kind, Read, Var
 from tfc.ir.ops import Recurrence
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, Size, TensorType
-from tfc.passes.decode_body import Body
+from tfc.passes.decoding.body import Body
 
 __all__ = ["recurrence"]
 
@@ -29,6 +29,7 @@ def recurrence(eqn: Eqn, op: Recurrence, body: Body) -> None:
     if op.segmented and not body.timed(rest[-1]):
         body.refuse("its segments are not of the tokens")
     name, state = eqn.outs[0].name, eqn.outs[1].type
+    before: list[Value] = []
     taken = [body.take(f"{name}.state", state)]
     if op.normalized:
         taken.append(body.take(f"{name}.total", TensorType(state.shape[:3], state.dtype)))
@@ -40,10 +41,8 @@ def recurrence(eqn: Eqn, op: Recurrence, body: Body) -> None:
         axes = (("b", body.axes.batch), ("n", 1))
         end = Apply("sub", (Read(1, (B,), Kind.INT), Const(1)))  # of no tokens -1, which reads the first: `last`, too
         body.put(stack, body.index(axes, Read(0, (B, end), Kind.INT), own, body.known("count"), name=f"{name}.newest"))
-        before = body.index(axes[:1], Read(0, (B, Const(0)), Kind.INT), last, name=f"{name}.segment.last")
-    args += [row for _, row in taken]
-    if op.segmented:
-        args.append(before)
+        before.append(body.index(axes[:1], Read(0, (B, Const(0)), Kind.INT), last, name=f"{name}.segment.last"))
+    args += [*(row for _, row in taken), *before]
     made = replace(op, initial=True, decay="token" if op.decay == "head" else op.decay)
     out, *left = made.infer(*(a.type for a in args))
     outs = (body.value(eqn.outs[0]), *(body.fresh(f"{name}.left", t) for t in left))
