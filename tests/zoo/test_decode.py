@@ -57,9 +57,9 @@ def test_the_form_is_a_program_or_refused_in_words(path: Path):
         assert parse(show(form)) == form
 
 
-def test_a_third_of_the_zoo_can_be_decoded():
+def test_forty_systems_can_be_decoded():
     """Most others are encoders, or of images."""
-    assert sum(decoded(front(p).program) is not None for p in SPECS) >= len(SPECS) / 3
+    assert sum(decoded(front(p).program) is not None for p in SPECS) >= 40
 
 
 def arrays(types: Any, seed: int, scale: float = 1.0) -> dict[str, Any]:
