@@ -148,6 +148,14 @@ def test_check_takes_lets(capsys, small):
     assert tfc("check", small, "--set", "heads=4,width=64", "--set", "vocab=7") == 0
 
 
+def test_lists_are_lets_too(capsys, tmp_path):
+    spec = tmp_path / "listed.tfm"
+    body = "  repeat stack as s { repeat s as n { x = x + wide * n } }\n  return x\n"
+    spec.write_text(f"tfm 1\nlet stack = [[1, 2], [3]], wide = 4\nmodel m(x: real[B, T, 4]) {{\n{body}}}\n")
+    assert tfc("check", str(spec), "--set", "stack=[[4, 5], [6]],wide=8") == 0
+    assert tfc("check", str(spec), "--set", "stack=[[4, 5], 6, wide=8") == 1
+
+
 def test_fmt(capsys, small):
     path = Path(small)
     path.write_text(SMALL.replace("x = words(tokens)", "x   =   words( tokens )  # the rows"))

@@ -42,14 +42,23 @@ class Commands(click.Group):
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, str]:
-    """`("a=1", "b=2,c=3")` -> {"a": "1", "b": "2", "c": "3"}."""
+    """`("a=1", "b=[2, 3],c=4")` -> {"a": "1", "b": "[2, 3]", "c": "4"}."""
     out: dict[str, str] = {}
-    for word in (w for text in value for w in text.replace(",", " ").split()):
+    for word in (w for text in value for w in _words(text)):
         name, equals, number = word.partition("=")
         if not (name and equals and number):
             raise click.BadParameter(f"`{word}` is not of the form name=value", ctx, param)
         out[name] = number
     return out
+
+
+def _words(text: str) -> list[str]:
+    """The text split at commas and blanks that stand in no bracket."""
+    depth, marked = 0, ""
+    for c in text:
+        depth += (c in "[(") - (c in "])")
+        marked += "\n" if depth <= 0 and (c == "," or c.isspace()) else c
+    return [word for word in marked.split("\n") if word]
 
 
 def _spec(function: Callable[..., Any]) -> Callable[..., Any]:
