@@ -24,6 +24,7 @@ def _bounded(text: str) -> str:
         text = _LONG_WORD.sub(lambda word: f"{word.group()[:60]}...", text)
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]} ..."
 
+
 CODES: dict[str, str] = {
     # E0xx: the file itself          E1xx: syntax              E2xx: names
     # E3xx: types and formulas       E4xx: shapes and sizes    E5xx: limits
