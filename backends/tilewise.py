@@ -1,6 +1,6 @@
 """A kernel that holds one tile of scores at a time -> the same kernel, refusing formulas that ask for more."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tfc.backends.kernel import Kernel, Target
 from tfc.formula.expr import Expr, Load, Reduce, Var, walk
@@ -23,11 +23,17 @@ def beyond(*formulas: Expr) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What the kernel says, else its own limits; of a class, so that kernels can go to another process."""
+
+    kernel: Kernel
+
+    def __call__(self, eqn: Eqn, target: Target) -> str | None:
+        assert isinstance(eqn.op, Attention)
+        return self.kernel.refuse(eqn, target) or beyond(eqn.op.score, eqn.op.mask, eqn.op.weigh)
+
+
 def tilewise(kernel: Kernel) -> Kernel:
     """The kernel, asked about its own limits first."""
-
-    def refuse(eqn: Eqn, target: Target) -> str | None:
-        assert isinstance(eqn.op, Attention)
-        return kernel.refuse(eqn, target) or beyond(eqn.op.score, eqn.op.mask, eqn.op.weigh)
-
-    return replace(kernel, refuse=refuse)
+    return replace(kernel, refuse=Refusal(kernel))

@@ -137,7 +137,18 @@ MUTANTS = mutants(SOURCE, MUTATED)
 
 ON_CPU = "precision of products: the CPU has one, so only a GPU could tell"
 UNSEEN = "stands where nothing is seen, and is masked afterwards: any finite number would do"
-UNUSED = "an extent that attention's formulas never ask for, as they index by head only"
+UNUSED = (
+    "an axis that only fields with axes of their own and sums ask for: tests/backends/test_formula_nodes.py has them"
+)
+CLEARED = "keys that no query sees are cleared: only a NaN in them tells, which the laws on padding ask for"
+WEIGHED = "w = read(guarded(formula), {S: jnp.where(seen, s, 0), P: p, SEEN: seen, **row_statistics(formula, s)}).astype(real)"
+AXES = 'axes = {"#b": (0, b), "h": (1, h), "#n": (2, n), "#m": (3, m)}'
+WIDER = "axes |= {name: (4 + i, size) for i, (name, size) in enumerate(sizes.items())}"
+CLEARS = """if any((isinstance(node, Load | Read) for node in walk(op.mask))):
+    mask = jnp.atleast_1d(read(op.mask))
+    mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))
+    used = jnp.any(jnp.broadcast_to(mask, (*mask.shape[:3], shape[3])), axis=(1, 2))
+    k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"""
 EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
     ON_CPU: (
         ("'highest' if q.dtype.itemsize > 2 else None", 'exact = "highest" if q.dtype.itemsize > 2 else None'),
@@ -150,14 +161,19 @@ EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
     UNSEEN: (
         ("0", "top = jnp.where(empty, 0, top)"),
         ("1", "total = jnp.where(empty, 1, jnp.sum(e, axis=-1, keepdims=True))"),
-        ("0", "w = read(formula, {S: jnp.where(seen, s, 0), P: p}).astype(real)"),
+        ("0", WEIGHED),
         ("0", "k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"),
     ),
     UNUSED: (
-        ("0", 'axes = {"b": (0, b), "h": (1, h), "n": (2, n), "m": (3, m)}'),
-        ("2", 'axes = {"b": (0, b), "h": (1, h), "n": (2, n), "m": (3, m)}'),
-        ("3", 'axes = {"b": (0, b), "h": (1, h), "n": (2, n), "m": (3, m)}'),
+        *((number, AXES) for number in ("0", "2", "3")),
+        *((term, WIDER) for term in ("4 + i", "4")),
+        ("1", "wide = [1] * len(sizes)"),
+        ("4", "return jnp.reshape(values, values.shape[:4])"),
         ("0", "shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])"),
+    ),
+    CLEARED: (
+        (CLEARS, "if any(isinstance(node, Load | Read) for node in walk(op.mask)):"),
+        ("1", "mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))"),
     ),
     "the axis has one element, and JAX reads the nearest one there is": (
         ("0", "return e, total, jnp.where(empty, -jnp.inf, top + jnp.log(total))[..., 0]"),

@@ -405,7 +405,9 @@ def test_what_cudnn_is_asked_for_is_what_the_formula_says(op: Attention, monkeyp
 
 
 def test_every_operation_has_an_xla_form():
-    assert all(any(k.name == "xla" for k in row) for row in KERNELS.values())
+    """But for the registered functions, which have a definition and nothing else."""
+    without = [op.name for op, row in KERNELS.items() if not any(k.name == "xla" for k in row)]
+    assert without == ["function"]
 
 
 @pytest.mark.device

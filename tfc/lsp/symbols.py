@@ -5,7 +5,7 @@ Static: it knows no types, and so serves files that do not lower. Names that lea
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tfc.grammar import ast
 from tfc.grammar.lowering.scope import IMPLICIT, ROLES
@@ -309,6 +309,10 @@ class _Walk:
                 case ast.Report(name=name, value=value):
                     self._expr(value, scope)
                     self._use(self.tokens.name(item.span, 1), name, Symbol(name, "report", item.span, item, scope))
+                case ast.Let(bindings=bindings):
+                    for b in bindings:  # a binding of a body sees those before it
+                        self._value(b.name, b.value, scope)
+                        self._declare(replace(item, bindings=(b,)), scope)
                 case _:
                     self._item(item, scope)
                     self._declare(item, scope)

@@ -9,6 +9,7 @@ would lose. Beside each value stands its `unit`: how far rounding alone may be e
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import erf
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,10 @@ def _sign(x: Array) -> Array:
 
 
 _ERF = np.vectorize(erf, otypes=[np.float64])
+_QUANTILE = np.vectorize(
+    lambda y: NormalDist().inv_cdf(y) if 0 < y < 1 else -np.inf if y == 0 else np.inf if y == 1 else np.nan,
+    otypes=[np.float64],
+)
 
 VALUES: Mapping[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
@@ -109,6 +114,7 @@ VALUES: Mapping[str, Callable[..., Any]] = {
     "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "exp": np.exp, "exp2": np.exp2,
     "log": np.log, "log1p": np.log1p, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": lambda x: _ERF(x).astype(x.dtype), "sin": np.sin, "cos": np.cos,
+    "normal_quantile": lambda y: _QUANTILE(y).astype(y.dtype), "straight": lambda x, y: x + 0 * y, "stop": np.positive,
 }  # fmt: skip
 """Each primitive of the closed table on arrays."""
 
@@ -135,6 +141,8 @@ SLOPES: Mapping[str, Slopes] = {
     "tanh": lambda y, a: (1 - y * y,),
     "sigmoid": lambda y, a: (y * (1 - y),),
     "erf": lambda _, a: (2 / np.sqrt(np.pi) * np.exp(-a[0] * a[0]),),
+    "normal_quantile": lambda x, _: (np.sqrt(2 * np.pi) * np.exp(x * x / 2),),
+    "straight": lambda _, a: (0.0, 1.0),
     "sin": lambda _, a: (np.cos(a[0]),),
     "cos": lambda _, a: (-np.sin(a[0]),),
 }
