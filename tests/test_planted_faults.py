@@ -141,7 +141,10 @@ UNUSED = (
     "an axis that only fields with axes of their own and sums ask for: tests/backends/test_formula_nodes.py has them"
 )
 CLEARED = "keys that no query sees are cleared: only a NaN in them tells, which the laws on padding ask for"
-WEIGHED = "w = read(guarded(formula), {S: jnp.where(seen, s, 0), P: p, SEEN: seen, **row_statistics(formula, s)}).astype(real)"
+WEIGHED = (
+    "w = read(guarded(formula), {S: jnp.where(seen, s, 0), P: p, SEEN: seen, "
+    "**row_statistics(formula, s)}).astype(real)"
+)
 AXES = 'axes = {"#b": (0, b), "h": (1, h), "#n": (2, n), "#m": (3, m)}'
 WIDER = "axes |= {name: (4 + i, size) for i, (name, size) in enumerate(sizes.items())}"
 CLEARS = """if any((isinstance(node, Load | Read) for node in walk(op.mask))):

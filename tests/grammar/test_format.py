@@ -11,7 +11,7 @@ from tfc.grammar import ast
 from tfc.grammar.format import WIDTH, format_expr, format_module, format_number
 from tfc.grammar.layout import Group, Line, Nest, commas, fill, render
 from tfc.grammar.parser import parse
-from tfc.grammar.syntax.scan import scan
+from tfc.grammar.syntax.scan import check_characters, scan
 from tfc.grammar.syntax.words import BODIED, FOREIGN, RESERVED, ROLES
 from tfc.source import Source, Span
 
@@ -46,7 +46,10 @@ NAMES = st.sampled_from(["x", "q", "heads", "mask", "score", "block", "model", "
     st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True).filter(lambda n: n not in RESERVED | FOREIGN.keys())
 )
 TEXTS = st.text(
-    st.characters(exclude_categories=("Cc", "Cn", "Cs", "Cf", "Zl", "Zp")) | st.sampled_from('\n\t"\\#{}'),
+    st.characters(exclude_categories=("Cc", "Cn", "Cs", "Cf", "Zl", "Zp")).filter(
+        lambda c: not check_characters(Source("drawn", c))  # variation selectors and the like are refused
+    )
+    | st.sampled_from('\n\t"\\#{}'),
     max_size=20,
 )
 DOCS = st.none() | TEXTS

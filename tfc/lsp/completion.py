@@ -339,7 +339,7 @@ class _Context:
         value = node.value
         role = self._role()
         if isinstance(value, ast.Name) and role is not None and value.id in IMPLICIT[role]:
-            yield from self._fields() if value.id in ("q", "k") else _rows() if value.id == "row" else ()
+            yield from self._fields() if value.id in ("q", "k", "pos") else _rows() if value.id == "row" else ()
             return
         if isinstance(value, ast.Name):
             symbol = self.scope.find(value.id)

@@ -95,7 +95,7 @@ def _is_tag(keyword: Keyword) -> bool:
 
 def _is_token(node: ast.Attribute, document: Analysis) -> bool:
     here = document.table.at(node.value.span.start)
-    return here is not None and here.role is not None and here.name in ("q", "k")
+    return here is not None and here.role is not None and here.name in ("q", "k", "pos")
 
 
 def _weight(node: ast.Attribute, document: Analysis) -> list[Span]:
