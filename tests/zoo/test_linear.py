@@ -223,7 +223,9 @@ def test_lawcat_averages_values():
     v = np.zeros((32, 16))
     v[0] = 1
     y = model(params=model.with_params(look_v_weight=v), x=x)
-    close(y, np.broadcast_to(model.params["look.out.weight"].sum(0), y.shape), 1e-3)  # eps
+    wanted = np.broadcast_to(model.params["look.out.weight"].sum(0), y.shape)
+    # eps takes the same share from all channels of a head: at most one part in a hundred of what should come out
+    close(y, wanted, 0.01 * np.abs(model.params["look.out.weight"]).sum(0).max())
 
 
 @pytest.mark.parametrize("variant", ["T1", "T2"])
