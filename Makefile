@@ -32,7 +32,9 @@ demo: $(VENV)/.demo
 	   export JAX_PLATFORMS=cpu; $(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	@JAX_PLATFORMS=$(DEVICE) $(BIN)/python -m pytest $(PYTEST) $(TESTS)
+	@JAX_PLATFORMS=$(DEVICE) $(BIN)/python -m pytest $(PYTEST) -m "not timing" $(TESTS)
+	@# what measures time runs after the rest, alone; 5: none was chosen
+	@JAX_PLATFORMS=$(DEVICE) $(BIN)/python -m pytest $(PYTEST) -n 0 -m timing $(TESTS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -40,8 +40,10 @@ def lengths_of(program: Program, given: Mapping[str, Array]) -> dict[str, int]:
     for i in program.inputs:
         x = given.get(i.value.name)
         if x is not None and x.ndim == i.value.type.rank:
-            sizes = zip(i.value.type.shape, x.shape, strict=True)
-            out |= {str(size): n for size, n in sizes if isinstance(size, Dim) and size == Dim.named(str(size))}
+            for size, n in zip(i.value.type.shape, x.shape, strict=True):
+                match size:
+                    case Dim((((str(name),), 1),)):
+                        out[name] = n
     return out
 
 

@@ -6,7 +6,7 @@ A `route` is a scan over its copies, each of which sees every token: right, and 
 A parameter in a format that rounds is rounded where a program reads it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.binding import Bound, bind_call
-from tfc.backends.kernel import DTYPES, Kernel, Target
+from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.reach import check_reach
 from tfc.backends.table import KERNELS, choose, known, named
-from tfc.backends.waits import WAITING, found, waits
 from tfc.backends.weights import rounding, turned
 from tfc.diagnostics import Diagnostic, TfcError
-from tfc.ir.ops import Repeat, Route
+from tfc.ir.ops import CacheRead, Cast, Repeat, Route
 from tfc.ir.program import Eqn, Param, Program
 from tfc.ir.types import DType
 from tfc.ir.verify import verify
@@ -109,14 +108,9 @@ def emit(program: Program, target: Target, implementation: str | None = None) ->
 
     implementation: the kernel to use wherever an operation has one of that name; other operations choose for
     themselves. Raises TfcError: E811 for a name that no kernel has, E813 where no operation of the program has it,
-    E814 for float64 that JAX was not told to enable, E819 for what no backend runs yet.
+    E814 for float64 that JAX was not told to enable.
     """
     known(implementation)
-    if missing := waits(program):
-        places = {name: path for name, path in reversed(list(found(program)))}
-        facts = [f"{WAITING[name]} (`{places[name]}`)" for name in missing]
-        hint = "`tfc check` and `tfc show` work; leave the format out to run the model"
-        raise TfcError(Diagnostic("E819", f"{program.name} needs {'; '.join(facts)}", help=hint))
     present = {type(e.op) for e in _equations(program)}
     if implementation is not None and not any(named(op, implementation) for op in present):
         serves = sorted(op.name for op, row in KERNELS.items() if any(k.name == implementation for k in row))
@@ -172,22 +166,48 @@ def _run(
     inputs: Mapping[str, Array],
 ) -> tuple[Array, ...]:
     """The results of a bound program, equation by equation, then its reports."""
-    values = dict(inputs)
+    values: dict[str, Any] = dict(inputs)
     for p in program.params:
         x = params[p.path] if p.trained else jax.lax.stop_gradient(params[p.path])
         values[p.value.name] = _rounded(p, target, implementation, x)
+    plain = {p.value.name for p in program.params}  # what a cast may be put off of: it is cast once
     for eqn in program.eqns:
-        operands = [values[a.name] for a in eqn.args]
+        if target.platform == "gpu" and (late := _late(eqn, values, plain)) is not None:
+            values[eqn.out.name] = late
+            if isinstance(eqn.op, CacheRead):
+                plain.add(eqn.out.name)
+            continue
         if isinstance(eqn.op, Repeat):
-            results = _scan(eqn.op, target, implementation, params, operands)
+            results = _scan(eqn.op, target, implementation, params, _made(values, eqn))
         elif isinstance(eqn.op, Route):
-            results = _route(eqn, eqn.op, target, implementation, params, operands)
+            results = _route(eqn, eqn.op, target, implementation, params, _made(values, eqn))
         else:
             kernel = choose(eqn, target, implementation).kernel
             with jax.named_scope(eqn.op.name):
-                results = _callable(kernel, eqn, target)(*operands)
+                results = _callable(kernel, eqn, target)(*_made(values, eqn, kernel.late))
         values.update((out.name, x) for out, x in zip(eqn.outs, results, strict=True))
-    return tuple(values[v.name] for v in (*program.results, *(v for _, v in program.reports)))
+    return tuple(_array(values[v.name]) for v in (*program.results, *(v for _, v in program.reports)))
+
+
+def _late(eqn: Eqn, values: Mapping[str, Any], plain: Container[str]) -> Late | None:
+    """A row of a cache, or the cast of one or of a parameter, put off until somebody reads it."""
+    match eqn.op:
+        case CacheRead():
+            stack, index = (values[a.name] for a in eqn.args)
+            return Late(_array(stack), index, DTYPES[eqn.out.type.dtype])
+        case Cast(dtype=dtype) if dtype.floating and eqn.args[0].name in plain:
+            x = values[eqn.args[0].name]
+            return Late(x.x, x.index, DTYPES[dtype]) if isinstance(x, Late) else Late(x, None, DTYPES[dtype])
+    return None
+
+
+def _made(values: Mapping[str, Any], eqn: Eqn, late: Container[int] = ()) -> list[Any]:
+    """The operands; those put off are made now, but for the ones that the kernel takes as they are."""
+    return [values[a.name] if n in late else _array(values[a.name]) for n, a in enumerate(eqn.args)]
+
+
+def _array(x: Any) -> Array:
+    return x.array() if isinstance(x, Late) else x
 
 
 def _rounded(param: Param, target: Target, implementation: str | None, x: Array) -> Array:
@@ -203,6 +223,13 @@ def _rounded(param: Param, target: Target, implementation: str | None, x: Array)
     for _ in param.repeats:
         one = jax.vmap(one)
     return one(x)
+
+
+_POLICIES: Mapping[str, Any] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a turn of a loop keeps for its gradients besides the carries, by `Repeat.remat`."""
 
 
 def _scan(
@@ -221,6 +248,9 @@ def _scan(
         results = _run(op.body, target, implementation, slices, inputs)
         return results[: op.carries], results[op.carries :]
 
+    if op.remat != "none":
+        # no prevent_cse: what a scan computes again cannot meet what it computed before
+        turn = jax.checkpoint(turn, prevent_cse=False, policy=_POLICIES[op.remat])
     with jax.named_scope(op.label):
         turns = (jnp.arange(op.count, dtype=jnp.int32), stacked)
         carried, reports = jax.lax.scan(turn, tuple(operands[: op.carries]), turns, length=op.count)
@@ -272,7 +302,7 @@ def _callable(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[A
         return tuple(mapped(*operands))
 
     def keep(*operands: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        return tuple(mapped(*operands)), operands
+        return call(*operands), operands  # itself, so that a gradient of a gradient has a rule, too
 
     def back(operands: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(jax.vjp(form, *operands)[1](cotangents))

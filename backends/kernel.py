@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ from tfc.ir.ops import Op
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["DTYPES", "Build", "Kernel", "Refuse", "Target"]
+__all__ = ["DTYPES", "Build", "Kernel", "Late", "Refuse", "Target"]
 
 DTYPES: Mapping[DType, Any] = {
     DType.BOOL: jnp.bool_,
@@ -50,6 +51,27 @@ class Target:
     interpret: bool = False
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["x", "index"], meta_fields=["dtype"])
+@dataclass(frozen=True)
+class Late:
+    """An operand that is not made yet: row `index` of `x`, or all of it where there is no index, cast to `dtype`.
+
+    For a kernel that reads it where it lies: made before, it would be a copy of a whole row of a cache, or of a weight.
+    """
+
+    x: Any
+    index: Any
+    dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape if self.index is None else self.x.shape[1:])
+
+    def array(self) -> jax.Array:
+        x = self.x if self.index is None else jax.lax.dynamic_index_in_dim(self.x, self.index, 0, keepdims=False)
+        return jnp.asarray(x).astype(self.dtype)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
     """One implementation of one operation. `name` is what `implementation=` forces and `explain` prints:
@@ -64,3 +86,6 @@ class Kernel:
 
     notes: Callable[[Eqn, Target], dict[str, Any]] | None = None
     """What `explain` prints beside the choice: block sizes, visited tiles."""
+
+    late: frozenset[int] = frozenset()
+    """Operands, by number, that it takes as `Late` on a GPU."""

@@ -54,6 +54,7 @@ TYPICAL: Mapping[type[Op], tuple[Op, tuple[TensorType, ...]]] = {
         ops.CacheWrite(),
         (_t(4, 2, 512, 8, 64), _t(2, 1, 8, 64), _t(dtype=DType.I32), *[_t(2, dtype=DType.I32)] * 2),
     ),
+    ops.Dropout: (ops.Dropout(rate=0.1, path="dropout"), (_t(2, 512, 512), _t(2, dtype=DType.I32))),
 }
 """An everyday equation of each operation: bf16, eight heads of 64, causal."""
 

@@ -192,9 +192,8 @@ class _Lowering:
         )  # fmt: skip
         _check_total(program, entered)
         self._warn()
-        maps = {
-            i.name: names_map(i, program.stored(), self.session) for i in self.module.items if isinstance(i, ast.Names)
-        }
+        named, stored = [i for i in self.module.items if isinstance(i, ast.Names)], program.stored()
+        maps = {i.name: names_map(i, stored, self.frame(self.scope)) for i in named}
         lets = {n: self.scope.own(n) for n in self.scope.lets()}
         return Lowered(program, maps, lets, program.doc, choices=dict(self.scope.choices))
 

@@ -123,6 +123,7 @@ CALLS: Mapping[str, str] = {
     "softmaxed": "linear_attention(x, heads = 2, feature = softmaxed)",
     "favor": "linear_attention(x, heads = 2, feature = favor(w, scale = 4 ^ -0.25))",
     "random_relu": "linear_attention(x, heads = 2, feature = random_relu(w))",
+    "hashed_attention": "hashed_attention(x, heads = 2, bits = 8, anchors = 6, direction = \"causal\")",
     "retention": "recur(y, y, y, decay = retention)",
     "gated": "recur(tag(y, gate = split(-abs(x), 2)), y, y, decay = gated)",
     "selective": "recur(tag(y, step = cut(x ^ 2, 0, 2)), y, y, decay = selective(slope))",
@@ -167,6 +168,8 @@ CALLS: Mapping[str, str] = {
     "gated_linear_attention": "gated_linear_attention(x, heads = 2, rank = 2)",
     "state_space": "state_space(y, y, y, linear(x, 2))",
     "mamba2": "mamba2(x, head_dim = 4, state = 4)",
+    # dropout
+    "dropout": "x + dropout(linear(x, 8), 0.1)",
     # quantization
     "signs": "signs(x)",
     "rounded_through": "rounded_through(4 * x)",

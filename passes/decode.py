@@ -36,7 +36,7 @@ from tfc.passes.decoding.index import index_equation
 from tfc.passes.decoding.recurrence import recurrence
 from tfc.passes.rewrite import drop_unread
 
-__all__ = ["COUNT", "LENGTH", "Decode", "kept", "notes"]
+__all__ = ["COUNT", "LENGTH", "Decode", "given_once", "kept", "notes", "tokens_of"]
 
 LENGTH, COUNT = "cache.length", "cache.count"
 """Inputs of a decoding form: int[B], how many tokens each row has kept; and how many of the new ones count, by
@@ -83,6 +83,22 @@ class Decode:
         return Rewritten(drop_unread(body.finished(inputs=tuple(inputs), results=tuple(results))))
 
 
+def tokens_of(program: Program) -> Value | None:
+    """The input whose axes are the rows and the tokens: that of the first result's rows and tokens, else the first
+    input with two axes; the others of a model (the text that a translation is of) have lengths of their own."""
+    inputs = [i.value for i in program.inputs if i.value.type.rank >= 2]
+    shape = program.results[0].type.shape[:2]
+    named = isinstance(shape[-1], Dim) if shape else False
+    return next((v for v in inputs if named and v.type.shape[:2] == shape), next(iter(inputs), None))
+
+
+def given_once(program: Program) -> frozenset[str]:
+    """The inputs of a model that say nothing of single tokens: what they are at the first token, they are at all."""
+    first = tokens_of(program)
+    time = None if first is None else first.type.shape[1]
+    return frozenset(i.value.name for i in program.inputs if time not in i.value.type.shape)
+
+
 def kept(program: Program) -> tuple[Value, ...]:
     """The caches that a decoding form takes, in the order in which it gives them, after its other results."""
     names = [i.value.name for i in program.inputs]
@@ -125,9 +141,9 @@ def _unreported(program: Program) -> Program:
 
 
 def _axes(program: Program, dtype: DType | None) -> Axes:
-    """The first input with two axes has the rows and the tokens."""
+    """The rows and the tokens are those of `tokens_of`."""
     body = Body(program, Axes(Dim.named("B"), Dim.named("T"), Dim.named("L"), dtype))
-    first = next((i.value for i in program.inputs if i.value.type.rank >= 2), None)
+    first = tokens_of(program)
     if first is None:
         body.refuse("no input has tokens, [B, T, ...]")
     batch, time = first.type.shape[:2]

@@ -1,12 +1,12 @@
 """Scores, their formula, mask, softmax and mix, each an equation -> one streaming attention."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tfc.formula.expr import Const, Expr, Load, Read
 from tfc.formula.expr import rewrite as rewrite_formula
-from tfc.ir.ops import Attention, Masked, Mix, Op, P, S, Score, Scores, Weigh, reads_row
+from tfc.ir.ops import Attention, Dropout, Masked, Mix, Op, P, S, Score, Scores, Weigh, reads_row
 from tfc.ir.program import Eqn, Program, Value
 from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.rewrite import Scope, rewrite
@@ -18,6 +18,7 @@ __all__ = ["FuseAttention"]
 class FuseAttention:
     """mix(weigh(masked(score(scores(q, k)))), v)  ->  attention(q, k, v)
 
+    Weights that are dropped on their way to mix are dropped within: their seed and turns become the last operands.
     Exact; parameters stay as they are. The [B, H, N, M] arrays leave the program (arXiv:2205.14135), unless something
     else reads them: then the fused operation would only repeat their work, and the pass holds back. The log-sum-exp
     may be read, since attention gives it too. A mask stands before a score formula that reads its row's statistics,
@@ -33,8 +34,10 @@ class FuseAttention:
 
         def fuse(eqn: Eqn, scope: Scope) -> list[Eqn] | None:
             mix = eqn
-            if isinstance(eqn.op, Weigh) and scope.once(eqn.outs[0]):  # gone if the one that mixes by it takes it up
-                mix = next(iter(scope.readers(eqn.outs[0])), eqn)
+            while isinstance(mix.op, Weigh | Dropout) and scope.once(mix.outs[0]):
+                mix = next(iter(scope.readers(mix.outs[0])), eqn)  # gone if the one that mixes by it takes it up
+                if mix is eqn:
+                    break
             if not isinstance(mix.op, Mix):
                 return None
             site = f"{self.name}:{mix.out.name}"
@@ -56,6 +59,7 @@ class _Chain:
     score: Eqn | None
     masked: Eqn | None
     weigh: Eqn
+    dropped: Eqn | None
 
     def fused(self, mix: Eqn) -> Eqn:
         captured: dict[Value, int] = {}
@@ -74,7 +78,13 @@ class _Chain:
             weigh=formula(self.weigh, P),
         )
         lse = self.weigh.outs[1]
-        return Eqn((mix.out, lse), op, (*self.scores.args, mix.args[1], *captured), mix.span)
+        args = (*self.scores.args, mix.args[1], *captured)
+        if self.dropped is not None:
+            assert isinstance(self.dropped.op, Dropout)
+            seeds = self.dropped.args[1:]
+            op = replace(op, dropout=self.dropped.op.rate, site=self.dropped.op.path, turns=len(seeds) - 1)
+            args = (*args, *seeds)
+        return Eqn((mix.out, lse), op, args, mix.span)
 
 
 def _renumbered(formula: Expr, captured: tuple[Value, ...], slots: dict[Value, int]) -> Expr:
@@ -95,6 +105,12 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
     """The chain that ends in `mix`, or why it cannot be one operation."""
     weights, v = mix.args
     weigh = scope.maker(weights)
+    dropped = weigh if weigh is not None and isinstance(weigh.op, Dropout) and weigh.op.rate and weigh.args[1:] else None
+    if dropped is not None:
+        if not scope.once(weights):
+            return f"{weights} (dropout, {weights.type}) is also read elsewhere"
+        weights = dropped.args[0]
+        weigh = scope.maker(weights)
     if weigh is None or not isinstance(weigh.op, Weigh) or weigh.outs[0] != weights:
         return f"{weights} is no softmax of scores"
     found: dict[type[Op], Eqn] = {}
@@ -110,7 +126,7 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
         return (
             f"{value}, read by {below.op.name}, is {what}; scores, a score formula and a mask are taken in this order"
         )
-    chain = _Chain(scores, found.get(Score), found.get(Masked), weigh)
+    chain = _Chain(scores, found.get(Score), found.get(Masked), weigh, dropped)
     if (why := _misplaced(found)) is not None:
         return why
     for eqn in (scores, chain.score, chain.masked, weigh):

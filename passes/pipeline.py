@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
+from tfc.ir.dropout import drops
 from tfc.ir.param_map import IDENTITY, ParamMap
 from tfc.ir.program import Program
 from tfc.ir.verify import Known, verify
@@ -13,14 +14,21 @@ from tfc.passes.dead_code import DeadCode
 from tfc.passes.fold_norms import FoldNorms
 from tfc.passes.fuse_attention import FuseAttention
 from tfc.passes.fuse_ffn import FuseFfn
+from tfc.passes.hash_attention import HashAttention
 from tfc.passes.merge_projections import MergeProjections
+from tfc.passes.no_dropout import NoDropout
 from tfc.passes.precision import Precision
+from tfc.passes.roll import Roll
+from tfc.passes.unroll import Unroll
+from tfc.passes.seed_dropout import SeedDropout
 
-__all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "run"]
+__all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "opening", "run"]
 
 DEFAULT: tuple[Pass, ...] = (
     # first: a reader that itself is read by nothing would hold the others back
     DeadCode(),
+    # before all that looks at layers, which then looks at one of them; what it says and asks for, it says once
+    Roll(),
     # before what takes linear maps up: it knows them as readers of a norm, and gives a bias to all readers of one norm
     # alike, which both fuse-ffn and merge-projections ask for
     FoldNorms(),
@@ -37,7 +45,17 @@ DEFAULT: tuple[Pass, ...] = (
 )
 """A test for each reason: with the two neighbours exchanged, a program loses what the order gives it."""
 
-BY_NAME = {p.name: p for p in DEFAULT}
+BY_NAME = {p.name: p for p in (*DEFAULT, Unroll(), HashAttention())}
+
+
+def opening(program: Program, seeded: bool = False) -> tuple[Pass, ...]:
+    """What goes before all passes: what becomes of the program's dropouts, where it has any. seeded: they happen.
+
+    Before the others, which without dropout see the program as if it had not been written, and with it what it reads.
+    """
+    if not drops(program):
+        return ()
+    return (SeedDropout(),) if seeded else (NoDropout(),)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ MARKS = {
     "aot": "runs the compilers of devices that are not there: set TFC_AOT=1 (make aot)",
     "peers": "compares with what independent implementations wrote: set TFC_PEERS to its folder (.ci/run peers)",
     "slow": "takes minutes: give --slow, or the profile deep",
+    "timing": "measures time: `make test` runs these after the others, one at a time",
 }
 
 SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]

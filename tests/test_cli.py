@@ -55,7 +55,7 @@ def fresh(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_teaches(capsys):
     assert tfc("--help") == 0
     said = capsys.readouterr().out
-    commands = ["check", "fmt", "show", "explain", "compile", "run", "bench", "import", "doctor", "lsp"]
+    commands = ["check", "fmt", "show", "explain", "compile", "run", "bench", "import", "verify", "doctor", "lsp"]
     assert [line.split()[0] for line in said.split("Commands:")[1].strip().splitlines()] == commands
     for name in (c for c in commands if c != "import"):
         assert tfc(name, "--help") == 0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timing
+
 SPECS = sorted((Path(__file__).parents[1] / "benchmarks" / "front").glob("*.tfm"))
 
 

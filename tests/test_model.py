@@ -419,8 +419,3 @@ def test_copies_of_a_route_are_parameters_like_others(told: tuple[Model, dict[st
     jax.tree.map(np.testing.assert_array_equal, model.load(tmp_path / "told.safetensors"), params)
     slow = built(TOLD.replace("RESULTS", "%y"), implementation="reference")
     np.testing.assert_allclose(slow(params, x), model(params, x), rtol=1e-5, atol=1e-6)
-
-
-def test_a_format_that_no_backend_runs_is_refused_at_once():
-    text = TOLD.replace("RESULTS", "%y").replace("layer.weight normal(0.5)", "layer.weight normal(0.5) as lora(rank=2)")
-    assert "`layer.weight`" in complaints("E819", built, text)

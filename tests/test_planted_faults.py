@@ -140,7 +140,7 @@ UNSEEN = "stands where nothing is seen, and is masked afterwards: any finite num
 UNUSED = (
     "an axis that only fields with axes of their own and sums ask for: tests/backends/test_formula_nodes.py has them"
 )
-CLEARED = "keys that no query sees are cleared: only a NaN in them tells, which the laws on padding ask for"
+CLEARED = "only a NaN beyond a run-time length tells: tests/backends/test_xla.py has it"
 WEIGHED = (
     "w = read(guarded(formula), {S: jnp.where(seen, s, 0), P: p, SEEN: seen, "
     "**row_statistics(formula, s)}).astype(real)"
@@ -148,8 +148,7 @@ WEIGHED = (
 AXES = 'axes = {"#b": (0, b), "h": (1, h), "#n": (2, n), "#m": (3, m)}'
 WIDER = "axes |= {name: (4 + i, size) for i, (name, size) in enumerate(sizes.items())}"
 CLEARS = """if any((isinstance(node, Load | Read) for node in walk(op.mask))):
-    mask = jnp.atleast_1d(read(op.mask))
-    mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))
+    mask = read(op.mask)
     used = jnp.any(jnp.broadcast_to(mask, (*mask.shape[:3], shape[3])), axis=(1, 2))
     k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"""
 EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -162,8 +161,6 @@ EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
         ("2", 'exact = "highest" if v.dtype.itemsize > 2 else None'),
     ),
     UNSEEN: (
-        ("0", "top = jnp.where(empty, 0, top)"),
-        ("1", "total = jnp.where(empty, 1, jnp.sum(e, axis=-1, keepdims=True))"),
         ("0", WEIGHED),
         ("0", "k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"),
     ),
@@ -174,12 +171,9 @@ EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
         ("4", "return jnp.reshape(values, values.shape[:4])"),
         ("0", "shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])"),
     ),
-    CLEARED: (
-        (CLEARS, "if any(isinstance(node, Load | Read) for node in walk(op.mask)):"),
-        ("1", "mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))"),
-    ),
+    CLEARED: ((CLEARS, "if any(isinstance(node, Load | Read) for node in walk(op.mask)):"),),
     "the axis has one element, and JAX reads the nearest one there is": (
-        ("0", "return e, total, jnp.where(empty, -jnp.inf, top + jnp.log(total))[..., 0]"),
+        ("0", "return e, total, jnp.where(found == 0, -jnp.inf, top + jnp.log(total))[..., 0]"),
     ),
 }
 """Mutants that compute the same, by what was changed and its line, each for its reason."""

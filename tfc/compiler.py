@@ -38,9 +38,14 @@ def compile(
     program = built.lowered.program
 
     def optimize(held: frozenset[str]) -> pipeline.Result:
-        return pipeline.run(program, _passes(chosen), held) if held else built.result
+        return pipeline.run(program, (*pipeline.opening(program), *_passes(chosen)), held) if held else built.result
 
-    return Model(program, optimize, resolve(target, interpret), implementation, built.names)
+    def dropping(held: frozenset[str]) -> pipeline.Result:
+        return pipeline.run(program, (*pipeline.opening(program, seeded=True), *_passes(chosen)), held)
+
+    made = Model(program, optimize, resolve(target, interpret), implementation, built.names, dropping)
+    made.spec = path_or_text, lets
+    return made
 
 
 def _passes(given: Iterable[str | Pass] | None) -> tuple[Pass, ...]:

@@ -14,10 +14,14 @@ from tfc.backends.emit import Emitted, emit
 from tfc.backends.kernel import DTYPES, Target
 from tfc.backends.reach import check_reach
 from tfc.diagnostics import Diagnostic, TfcError
+from tfc.ir.param_map import IDENTITY, ParamMap
 from tfc.ir.program import Program
 from tfc.ir.types import Dim, DType
 from tfc.ir.verify import verify
-from tfc.passes.decode import COUNT, LENGTH, Decode, kept
+from tfc.params import apply
+from tfc.passes.decode import COUNT, LENGTH, Decode, given_once, kept, tokens_of
+from tfc.passes.decoding.once import once
+from tfc.passes.unroll import Unroll
 
 __all__ = ["Cache", "Decoder"]
 
@@ -30,26 +34,37 @@ class Cache:
 
     length: int32 [B], the tokens that each row has seen. arrays: by name, [turns of the loops, B, ...]: keys, values
     and fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where
-    nothing grows with the tokens. dtype: what was asked for.
+    nothing grows with the tokens. dtype: what was asked for. memory: by name, what was made of the inputs that are given
+    once (keys and values of an encoder's result); empty where they are given with each call.
     """
 
     def __init__(
-        self, length: Any, arrays: Mapping[str, Any], slots: int | None, dtype: DType | None, most: int | None = None
+        self,
+        length: Any,
+        arrays: Mapping[str, Any],
+        slots: int | None,
+        dtype: DType | None,
+        most: int | None = None,
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         self.length, self.arrays, self.slots, self.dtype = length, dict(arrays), slots, dtype
+        self.memory = dict(memory or {})
         self.most = most
         """No row has seen more, as far as known without asking the device; None where that is unknown."""
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return (self.length, *self.arrays.values()), (tuple(self.arrays), self.slots, self.dtype)
+        leaves = self.length, *self.arrays.values(), *self.memory.values()
+        return leaves, (tuple(self.arrays), self.slots, self.dtype, tuple(self.memory))
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[Any, ...], leaves: Sequence[Any]) -> "Cache":
-        names, slots, dtype = aux
-        return cls(leaves[0], dict(zip(names, leaves[1:], strict=True)), slots, dtype)
+        names, slots, dtype, recalled = aux
+        own, memory = leaves[1 : 1 + len(names)], leaves[1 + len(names) :]
+        arrays = dict(zip(names, own, strict=True))
+        return cls(leaves[0], arrays, slots, dtype, memory=dict(zip(recalled, memory, strict=True)))
 
     def __repr__(self) -> str:
-        size = sum(x.size * x.dtype.itemsize for x in self.arrays.values())
+        size = sum(x.size * x.dtype.itemsize for x in (*self.arrays.values(), *self.memory.values()))
         room = "" if self.slots is None else f" of {self.slots} tokens"
         return f"Cache({self.length.shape[0]} rows{room}, {size:,} bytes)"
 
@@ -68,15 +83,74 @@ class Decoder:
         """optimized: the program after the passes, held back at sites. packed: parameters as those passes made them."""
         self.lowered, self.target, self.implementation = lowered, target, implementation
         self.optimized, self.packed = optimized, packed
-        self._forms: dict[tuple[frozenset[str], DType | None], Emitted] = {}
+        self._forms: dict[tuple[frozenset[str], DType | None, bool], Emitted] = {}
+        self._prepared: dict[frozenset[str], tuple[Emitted, tuple[str, ...]]] = {}
+        self._maps: dict[tuple[frozenset[str], DType | None, bool], ParamMap] = {}
 
-    def form(self, held: frozenset[str] = frozenset(), dtype: DType | None = None) -> Emitted:
-        """The decoding form with passes held back at those sites. Raises TfcError (E816) where there is none."""
-        if (held, dtype) not in self._forms:
-            program = Decode(dtype)(self.optimized(held)).program
+    def form(self, held: frozenset[str] = frozenset(), dtype: DType | None = None, recalled: bool = False) -> Emitted:
+        """The decoding form with passes held back at those sites; recalled: that which takes, in place of the inputs
+        given once, what was made of them. Raises TfcError (E816) where there is none."""
+        if (held, dtype, recalled) not in self._forms:
+            program, map = Decode(dtype)(self.optimized(held)).program, IDENTITY
             verify(program, after=Decode.name)
-            self._forms[held, dtype] = emit(program, self.target, self.implementation)
-        return self._forms[held, dtype]
+            if recalled:
+                verify(program := once(program, self.once).step, after="once")
+            if self.target.platform == "gpu":  # XLA copies the slices of weights and caches that a loop reads
+                done = Unroll()(program)
+                verify(program := done.program, after=Unroll.name)
+                map = done.map
+            self._maps[held, dtype, recalled] = map
+            self._forms[held, dtype, recalled] = emit(program, self.target, self.implementation)
+        return self._forms[held, dtype, recalled]
+
+    @cached_property
+    def once(self) -> frozenset[str]:
+        """The names of the inputs that say nothing of single tokens."""
+        return given_once(self.lowered)
+
+    def _taking(self, wanted: frozenset[str]) -> Program:
+        """A program of those inputs alone, to bind arguments to."""
+        inputs = tuple(i for i in self.lowered.inputs if i.value.name in wanted)
+        return Program(self.lowered.name, inputs, (), (), tuple(i.value for i in inputs))
+
+    def taking(self, cache: Cache) -> Program:
+        """What a call with this cache takes: without the inputs given once, if they were given."""
+        if not cache.memory:
+            return self.lowered
+        return self._taking(frozenset(i.value.name for i in self.lowered.inputs) - self.once)
+
+    def prepared(self, held: frozenset[str] = frozenset()) -> tuple[Emitted, tuple[str, ...]]:
+        """What depends on the inputs given once alone, and the names of its results in a cache's memory.
+
+        Raises TfcError (E816) where there is no decoding form.
+        """
+        if held not in self._prepared:
+            cut = once(Decode()(self.optimized(held)).program, self.once)
+            verify(cut.prepare, after="once")
+            names = tuple(v.name for v in cut.memory)
+            self._prepared[held] = emit(cut.prepare, self.target, self.implementation), names
+        return self._prepared[held]
+
+    def remember(self, params: Any, cache: Cache, given: Mapping[str, Any]) -> Cache:
+        """The cache with what is made of the inputs given once. Raises TfcError: E701 to E703, E708, E816."""
+        self.check_once(given, cache.length.shape[0])
+        return Cache(cache.length, cache.arrays, cache.slots, cache.dtype, cache.most, self._recall(params, dict(given)))
+
+    def check_once(self, given: Mapping[str, Any], rows: int) -> None:
+        """Raises TfcError where these are not the inputs given once, for so many rows: E701 to E703, E708."""
+        own = bind_call(self._taking(self.once), given).lengths.get(str(_batch(self.form().program)))
+        if own is not None and own != rows:
+            fact = f"{own} rows of {', '.join(f'`{name}`' for name in given)} for {rows} rows of tokens"
+            raise TfcError(Diagnostic("E708", fact, help="a row for each row"))
+
+    @cached_property
+    def _recall(self) -> Callable[..., dict[str, Array]]:
+        def recall(params: Any, given: Mapping[str, Any]) -> dict[str, Array]:
+            packed = self.packed(params)
+            emitted, names = self.prepared(packed.held)
+            return dict(zip(names, emitted(packed.arrays, given), strict=True))
+
+        return jax.jit(recall)
 
     def cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
         """Zeros for `batch` rows of up to `length` tokens. Raises TfcError: E707, E708, E816."""
@@ -107,7 +181,7 @@ class Decoder:
         if not isinstance(cache.length, Tracer) and cache.length.is_deleted():
             fact = "this cache was given to decode before, which has written into it"
             raise TfcError(Diagnostic("E708", fact, help="go on with the cache that decode gave back"))
-        bound = bind_call(self.lowered, given)
+        bound = bind_call(self.taking(cache), given)
         program = self.form(dtype=cache.dtype).program
         rows, new = (bound.lengths[str(n)] for n in (_batch(program), _time(program)))
         if new < 1 or cache.length.shape[0] != rows:
@@ -155,17 +229,19 @@ class Decoder:
     def step(self, params: Any, cache: Cache, given: Mapping[str, Any], count: Any) -> tuple[tuple[Any, ...], Cache]:
         """What a call computes, to be traced. A row without room has NaN for results."""
         packed = self.packed(params)
-        emitted = self.form(packed.held, cache.dtype)
-        new = bind_call(self.lowered, given).lengths[str(_time(emitted.program))]
+        emitted = self.form(packed.held, cache.dtype, bool(cache.memory))
+        new = bind_call(self.taking(cache), given).lengths[str(_time(emitted.program))]
         counts = jnp.full(cache.length.shape, new) if count is None else jnp.clip(jnp.asarray(count), 0, new)
         counts = counts.astype(jnp.int32)
-        found = emitted(packed.arrays, {**given, LENGTH: cache.length, COUNT: counts, **cache.arrays})
+        arrays = apply.pack(self._maps[packed.held, cache.dtype, bool(cache.memory)], packed.arrays)
+        found = emitted(arrays, {**given, **cache.memory, LENGTH: cache.length, COUNT: counts, **cache.arrays})
         names = [v.name for v in kept(emitted.program)]
-        results, arrays = found[: len(found) - len(names)], found[len(found) - len(names) :]
+        results, caches = found[: len(found) - len(names)], found[len(found) - len(names) :]
         length = cache.length + counts
         if cache.slots is not None:
             results = tuple(_lost(x, length > cache.slots) for x in results)
-        after = Cache(length, dict(zip(names, arrays, strict=True)), cache.slots, cache.dtype)
+        kinds = cache.slots, cache.dtype
+        after = Cache(length, dict(zip(names, caches, strict=True)), *kinds, memory=cache.memory)
         return tuple(results), after
 
 
@@ -184,8 +260,10 @@ def _time(program: Program) -> Dim:
 
 
 def _first(program: Program, axis: int) -> Dim:
-    """The rows, or the tokens: axes of the first input that has both."""
-    size = next(i.value.type.shape for i in program.inputs if i.value.type.rank >= 2)[axis]
+    """The rows, or the tokens: axes of the input that has both."""
+    value = tokens_of(program)
+    assert value is not None
+    size = value.type.shape[axis]
     assert isinstance(size, Dim), "decoding forms leave both open"
     return size
 

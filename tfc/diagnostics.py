@@ -104,6 +104,9 @@ CODES: dict[str, str] = {
     "E612": "a checkpoint's name that cannot be written out",
     "E613": "a checkpoint's name given twice",
     "E614": "a checkpoint's name for a use without a label",
+    "E620": "arrays that should be equal and are not",
+    "E631": "a fit without what it is fitted to",
+    "E632": "weights that another spec cannot take",
     "E701": "an argument missing or unknown",
     "E702": "an argument of another shape",
     "E703": "an argument of another element type",
@@ -116,6 +119,7 @@ CODES: dict[str, str] = {
     "E722": "an extra is not installed",
     "E723": "the model does not take texts",
     "E724": "an array file that cannot be read",
+    "E725": "a model too large to check laws on",
     "E801": "no such target",
     "E802": "the compiler of a target is not installed",
     "E803": "cuDNN is needed to compile",
@@ -132,7 +136,6 @@ CODES: dict[str, str] = {
     "E816": "a model that cannot be decoded token by token",
     "E817": "too few threads to interpret kernels",
     "E818": "a forward-mode derivative of a kernel that has none",
-    "E819": "something that no backend runs yet",
     "W901": "a use without a label",
 }
 """Every code in use and its one-line title. Extend it where a code is introduced; a test keeps it complete."""

@@ -19,6 +19,7 @@ from tfc.ir.ops import (
     Cast,
     Concat,
     Constant,
+    Dropout,
     Elementwise,
     FeedForward,
     Index,
@@ -254,6 +255,8 @@ def cost(eqn: Eqn) -> Cost:
             return Cost(prod(types[0].ints) * max(1, length.bit_length()), 0, moved)
         case Rounded():
             return Cost(5 * out, 0, moved)
+        case Dropout():
+            return Cost(20 * out, 0, moved)
         case Take():
             return Cost(0, 0, _bytes(types[1]) + 2 * _bytes(outs[0]))
         case Reshape() | Constant() | Calibrated():

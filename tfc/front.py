@@ -64,7 +64,8 @@ def front(
         raise TfcError(*found)
     lowered = lower(module, sets, model, folder)
     chosen = pipeline.DEFAULT if passes is None else tuple(_pass(p) for p in passes)
-    return Front(source, module, lowered, pipeline.run(lowered.program, chosen, hold))
+    first = pipeline.opening(lowered.program)
+    return Front(source, module, lowered, pipeline.run(lowered.program, (*first, *chosen), hold))
 
 
 def _pass(chosen: str | Pass) -> Pass:

@@ -1,7 +1,7 @@
 """Prompts and a decoder turned into more tokens: greedy or drawn, many steps in one compiled loop."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,10 +60,14 @@ class Generator:
         key: Array | None,
         stop: tuple[int, ...],
         progress: bool,
+        once: Mapping[str, Any],
     ) -> np.ndarray[Any, Any]:
-        """int32 [B, n], n <= steps. prompts: int32 [B, P], of which the first `lengths` count, 1 or more."""
+        """int32 [B, n], n <= steps. prompts: int32 [B, P], of which the first `lengths` count, 1 or more. once: the
+        inputs that are given once."""
         rows, longest = prompts.shape
         cache = self._room(rows, int(lengths.max()) + steps - 1)
+        if once:
+            cache = self.decoder.remember(packed, cache, once)
         if width := bucket(longest - 1) if longest > 1 else 0:
             before = np.zeros((rows, width), np.int32)
             before[:, : longest - 1] = prompts[:, :-1]

@@ -1,5 +1,6 @@
 """A program, passes and a target turned into a model: parameters in, results out, jitted; weights from and to files."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -8,24 +9,30 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.core import Tracer
 
-from tfc.backends.binding import bind_call, lengths_of
+from tfc.backends.binding import bind_call
 from tfc.backends.emit import Emitted, emit
 from tfc.backends.kernel import Target
-from tfc.backends.reach import indexed
+from tfc.backends.sharding import explicit_mesh, without_explicit
+from tfc.backends.values import Values
 from tfc.decoding import Cache, Decoder
 from tfc.diagnostics import Diagnostic, TfcError
+from tfc.exporters.hf import export_hf
 from tfc.generation import Generator, prompts_of, sampling_of
 from tfc.importers.hf import import_hf
 from tfc.ir.names import NamesMap
 from tfc.ir.param_map import ParamMap
 from tfc.ir.program import Program
-from tfc.ir.types import Dim, DType, bind
+from tfc.ir.types import DType
 from tfc.params import apply, files, tree
 from tfc.params.initial import initial
 
 __all__ = ["Model", "Optimized", "Packed"]
+
+SEED = "#seed"
+"""Where a call's arguments by name hold the seed of its dropouts: no name that an input can have."""
 
 THREADS = 4
 """A block's warpgroups, of which an interpreted kernel has three, and one thread for everything else."""
@@ -47,7 +54,7 @@ class Optimized(Protocol):
     def notes(self) -> Sequence[Any]: ...
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_pytree_with_keys_class
 class Packed:
     """Parameters as the passes made them: a pytree of arrays, by dotted path.
 
@@ -62,6 +69,10 @@ class Packed:
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], frozenset[str]]]:
         return tuple(self.arrays.values()), (tuple(self.arrays), self.held)
 
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], frozenset[str]]]:
+        keyed = tuple((jax.tree_util.DictKey(path), x) for path, x in self.arrays.items())
+        return keyed, (tuple(self.arrays), self.held)
+
     @classmethod
     def tree_unflatten(cls, aux: tuple[tuple[str, ...], frozenset[str]], leaves: Sequence[Any]) -> "Packed":
         return cls(dict(zip(aux[0], leaves, strict=True)), aux[1])
@@ -69,6 +80,22 @@ class Packed:
     def __repr__(self) -> str:
         held = f", held back at {', '.join(sorted(self.held))}" if self.held else ""
         return f"Packed({len(self.arrays)} arrays{held})"
+
+
+def _written(aux: Any) -> bytes:
+    paths, held = aux
+    return json.dumps([list(paths), sorted(held)]).encode()
+
+
+def _read(written: bytes) -> tuple[tuple[str, ...], frozenset[str]]:
+    paths, held = json.loads(written)
+    return tuple(paths), frozenset(held)
+
+
+# what `jax.export` writes of an argument's structure
+export.register_pytree_node_serialization(
+    Packed, serialized_name="tfc.model.Packed", serialize_auxdata=_written, deserialize_auxdata=_read
+)
 
 
 class Model:
@@ -84,26 +111,31 @@ class Model:
         target: Target,
         implementation: str | None = None,
         names: Mapping[str, NamesMap] | None = None,
+        dropping: Callable[[frozenset[str]], Optimized] | None = None,
     ) -> None:
-        """optimize: the passes, given the sites to hold back. Raises TfcError as `emit` does."""
+        """optimize: the passes, given the sites to hold back. dropping: the same for calls with a key, whose program
+        takes a seed as its last input. Raises TfcError as `emit` does."""
         self.lowered = lowered
         self.target = target
         self.implementation = implementation
         self.names = dict(names or {})
+        self.spec: tuple[str | os.PathLike[str], Mapping[str, object]] | None = None
+        """What it was compiled from, path or text, with its `let`s: `tfc.compile` says so."""
         self._optimize = optimize
-        self._variants: dict[frozenset[str], tuple[Optimized, Emitted]] = {}
+        self._dropping = dropping or optimize
+        self._variants: dict[tuple[frozenset[str], bool], tuple[Optimized, Emitted]] = {}
         self._variant(frozenset())
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{i.value.name}: {i.value.type}" for i in self.lowered.inputs)
         return f"Model {self.lowered.name}({takes}) for {self.target.name}"
 
-    def _variant(self, held: frozenset[str]) -> tuple[Optimized, Emitted]:
-        """The program with passes held back at those sites."""
-        if held not in self._variants:
-            result = self._optimize(held)
-            self._variants[held] = result, emit(result.program, self.target, self.implementation)
-        return self._variants[held]
+    def _variant(self, held: frozenset[str], seeded: bool = False) -> tuple[Optimized, Emitted]:
+        """The program with passes held back at those sites. seeded: that of calls with a key, which drop."""
+        if (held, seeded) not in self._variants:
+            result = self._dropping(held) if seeded else self._optimize(held)
+            self._variants[held, seeded] = result, emit(result.program, self.target, self.implementation)
+        return self._variants[held, seeded]
 
     @property
     def program(self) -> Program:
@@ -139,12 +171,27 @@ class Model:
         self._fits(flat, self.lowered)
         files.save(flat, path, self.lowered.stored())
 
-    def pack(self, params: Params) -> Packed:
+    def export_hf(self, params: "Params | Packed", folder: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Writes parameters (unpacked, if need be) as a Hugging Face checkpoint, by the spec's `names hf`: what `load`
+        read from one comes back bit for bit. Arrays keep the element type that they have here.
+
+        Returns the checkpoint's names that the map calls `none`: they are left out, as configuration and tokenizer.
+        Raises TfcError: E601 to E605, E607, E609, E620.
+        """
+        flat = tree.flatten(self.unpack(params) if isinstance(params, Packed) else params)
+        self._fits(flat, self.lowered)
+        if "hf" not in self.names:
+            fact = f"the spec of {self.lowered.name} has no `names hf`"
+            raise TfcError(Diagnostic("E609", fact, help="add `names hf { ... }` to it; save writes tfc's own names"))
+        return export_hf(flat, folder, self.lowered.stored(), self.names["hf"])
+
+    def pack(self, params: Params, data: Mapping[str, Any] | None = None) -> Packed:
         """What the passes make of the parameters: done once, for serving.
 
         A pass that needs values to be other than they are (a norm's scale without zeros, say) is held back at that
         place. Under a trace values cannot be seen, and nothing is held back.
-        Raises TfcError (E601 to E605) for parameters that are not those of the model.
+        data: calibration statistics by key (`tfc.calibration.statistics`), for passes that fit to them.
+        Raises TfcError (E601 to E605) for parameters that are not those of the model, E631 for statistics missing.
         """
         flat = tree.flatten(params)
         self._fits(flat, self.lowered)
@@ -155,7 +202,7 @@ class Model:
             if not failing:
                 break
             held |= {g.site for g in failing}
-        return Packed(apply.pack(self._variant(held)[0].map, flat), held)
+        return Packed(apply.pack(self._variant(held)[0].map, flat, data), held)
 
     def unpack(self, packed: Packed) -> dict[str, Any]:
         """The parameters that `pack` was given, to rounding where a pass computed with them."""
@@ -170,31 +217,43 @@ class Model:
 
     # --- calls
 
-    def __call__(self, params: "Params | Packed", *inputs: Any, **named: Any) -> Any:
+    def __call__(self, params: "Params | Packed", *inputs: Any, key: Any = None, **named: Any) -> Any:
         """The model's result, or a tuple of several. Jitted; differentiable in `params` and in real inputs.
 
         params: a nested dict (packed inside the jit) or what `pack` gave. inputs: in the order declared, or by name.
-        Values are looked at where they are known, outside of traces: row numbers of tables, and lengths. Raises
-        TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run
+        key: `jax.random.key(step)` where dropouts happen, another for each step of a training; without it they do not,
+        and cost nothing. A model without dropouts takes it and drops nothing. (An input of that name takes it instead.)
+        Values are looked at where they are known, outside of traces: row numbers of tables, and lengths; those of a JAX
+        array once, when it is first given.
+        Raises TfcError: E601 to E605 for parameters, E701 to E707 for inputs, E815 and E817 where the target cannot run
         here, E818 for a forward-mode derivative of kernels that have none.
         """
-        results = self._called(self._jitted, params, inputs, named)
+        results = self._called(self._jitted, params, inputs, named, key)
         return results[0] if len(results) == 1 else results
 
-    def reports(self, params: "Params | Packed", *inputs: Any, **named: Any) -> dict[str, Array]:
+    def reports(self, params: "Params | Packed", *inputs: Any, key: Any = None, **named: Any) -> dict[str, Array]:
         """The side outputs that the spec reports (the losses' inputs) by their paths, each with one leading axis for
         each enclosing `repeat`. Arguments and errors as in a call; jitted and differentiable like one.
         """
-        found: dict[str, Array] = self._called(self._reporting, params, inputs, named)
+        found: dict[str, Array] = self._called(self._reporting, params, inputs, named, key)
         return found
 
     def _called(
-        self, f: Callable[[Any, Any], Any], params: "Params | Packed", inputs: tuple[Any, ...], named: Mapping[str, Any]
+        self,
+        f: Callable[[Any, Any], Any],
+        params: "Params | Packed",
+        inputs: tuple[Any, ...],
+        named: Mapping[str, Any],
+        key: Any = None,
     ) -> Any:
         """f of the parameters and of the arguments by name, after everything that can be said of them beforehand."""
+        if key is not None and any(i.value.name == "key" for i in self.lowered.inputs):
+            named, key = {**named, "key": key}, None
         given = self._given(inputs, named)
         self._present()
         self._look(given)
+        if key is not None and self._drops:
+            given[SEED] = _seed(key)
         try:
             return f(params, given)
         except TypeError as e:
@@ -218,7 +277,12 @@ class Model:
 
     def _run(self, params: "Params | Packed", given: Mapping[str, Array]) -> tuple[Array, ...]:
         """The results, then the reports."""
-        bound = bind_call(self.lowered, given)
+        if mesh := explicit_mesh(params, given):
+            found: tuple[Array, ...] = without_explicit(self._run, mesh, self.lowered, params, given)
+            return found
+        seed = {name: x for name, x in given.items() if name == SEED}
+        given = {name: x for name, x in given.items() if name != SEED}
+        bound = bind_call(self.program, given)  # it has the inputs of the lowered one, and seldom more layers than one
         empty = [name for name, n in bound.lengths.items() if n == 0]
         if empty:
             shapes = ", ".join(f"`{i.value.name}` {i.value.type}" for i in bound.program.inputs)
@@ -229,11 +293,22 @@ class Model:
         if packed is params:
             read = {p: x for p, x in packed.arrays.items() if p not in result.map.kept}
             self._fits(read, result.program)
-        return emitted(packed.arrays, given)
+        if not seed:
+            return emitted(packed.arrays, given)
+        dropping, emitted = self._variant(packed.held, seeded=True)
+        arrays = packed.arrays
+        if dropping.map != result.map:  # a dropout stood between what a pass would have joined
+            flat = tree.flatten(self.unpack(packed) if packed is params else params)
+            arrays = apply.pack(dropping.map, flat)
+        (last,) = dropping.program.inputs[len(self.lowered.inputs) :]
+        return emitted(arrays, {**given, last.value.name: seed[SEED]})
 
-    def _given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by name. Raises TfcError (E701) for too many, or one given twice."""
-        declared = [i.value.name for i in self.lowered.inputs]
+    def _given(
+        self, inputs: tuple[Any, ...], named: Mapping[str, Any], takes_them: Program | None = None
+    ) -> dict[str, Any]:
+        """Arguments by name, of this model or of what else takes them. Raises TfcError (E701) for too many, or one
+        given twice."""
+        declared = [i.value.name for i in (takes_them or self.lowered).inputs]
         takes = f"it takes {', '.join(declared)}"
         if len(inputs) > len(declared):
             fact = f"{self.lowered.name} was given {len(inputs)} arguments"
@@ -264,36 +339,27 @@ class Model:
             raise TfcError(Diagnostic("E817", fact, help="set NPROC=16 in the environment before Python starts"))
 
     def _look(self, given: Mapping[str, Any]) -> None:
-        """Values that are known now, against the tables they index and the lengths they cut.
-
-        Raises TfcError: E704 for a row that a table lacks, E705 for a length.
-        """
-        faults: list[Diagnostic] = []
-        for use in self._tables:
-            if use.input in given and (fault := _outside(use.input, given[use.input], 0, use.rows - 1)):
-                help = f"it indexes `{use.table}`, whose rows are 0..{use.rows - 1}"
-                faults.append(Diagnostic("E704", fault, help=help))
-        lengths = lengths_of(self.lowered, given)
-        for i in self.lowered.inputs:
-            # what a length stands for when left out is the most it can be; a plain number is a value like others
-            most = bind(i.default, lengths) if isinstance(i.default, Dim) else None
-            name = i.value.name
-            if isinstance(most, int) and name in given and (fault := _outside(name, given[name], 1, most)):
-                faults.append(Diagnostic("E705", fault, help=f"a length here is 1..{most}, and {most} if left out"))
-        if faults:
-            raise TfcError(*faults)
+        """Raises TfcError for values that are known now: E704 for a row that a table lacks, E705 for a length."""
+        self._values.check(given)
 
     @cached_property
-    def _tables(self) -> Sequence[Any]:
-        return indexed(self.lowered)
+    def _drops(self) -> bool:
+        return len(self._variant(frozenset(), seeded=True)[0].program.inputs) > len(self.lowered.inputs)
+
+    @cached_property
+    def _values(self) -> Values:
+        return Values(self.lowered)
 
     # --- reports
 
-    def explain(self, **lengths: int) -> Any:
-        """Which kernel runs each operation, and why; costs. lengths: `B=8, T=512`; those left out get defaults."""
+    def explain(self, *, dropping: bool = False, **lengths: int) -> Any:
+        """Which kernel runs each operation, and why; costs. lengths: `B=8, T=512`; those left out get defaults.
+
+        dropping: of calls with a key.
+        """
         from tfc import explain
 
-        result = self._variant(frozenset())[0]
+        result = self._variant(frozenset(), dropping)[0]
         return explain.explain(
             result.program,
             self.target,
@@ -317,14 +383,28 @@ class Model:
 
         return Decoder(self.lowered, self.target, self.implementation, optimized, packed)
 
-    def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
+    def init_cache(
+        self, batch: int, length: int, dtype: Any = None, params: "Params | Packed | None" = None, **once: Any
+    ) -> Cache:
         """An empty cache for `batch` rows of up to `length` tokens each.
+
+        params, once: inputs that say nothing of single tokens (the text that an encoder reads), by name, and the
+        parameters: what depends on them alone is computed now, kept, and not given to `decode` again.
 
         dtype: what keys and values are kept in, `jnp.bfloat16` say; None for the type that they are computed in.
         Raises TfcError: E816, with the place, where the model's results depend on more than the tokens before; E707
         where a table (of positions, say) is shorter than `length`.
         """
-        return self.decoder.cache(batch, length, dtype)
+        cache = self.decoder.cache(batch, length, dtype)
+        if not once:
+            return cache
+        if params is None:
+            fact = f"what {self.lowered.name} makes of {', '.join(f'`{name}`' for name in once)} depends on parameters"
+            raise TfcError(Diagnostic("E708", fact, help="model.init_cache(batch, length, params=params, ...)"))
+        given = {name: _array(name, x) for name, x in once.items()}
+        self._present()
+        self._look(given)
+        return self.decoder.remember(params, cache, given)
 
     def decode(
         self, params: "Params | Packed", cache: Cache, *inputs: Any, count: Any = None, **named: Any
@@ -337,7 +417,7 @@ class Model:
         many of each row's n tokens count (0..n, default all): the rest is padding, its results mean nothing.
         Compiled once for each n. Raises TfcError as a call does, and E708 for a cache that does not fit or is full.
         """
-        given = self._given(inputs, named)
+        given = self._given(inputs, named, self.decoder.taking(cache) if isinstance(cache, Cache) else None)
         self._present()
         self._look(given)
         results, after = self.decoder(params, cache, given, count)
@@ -347,9 +427,10 @@ class Model:
     def _generator(self) -> Generator:
         """Raises TfcError: E816 for what cannot be decoded, E723 for a model that does not go on with token ids."""
         program = self.decoder.form().program
-        tokens = [i.value for i in self.lowered.inputs if i.value.type.dtype is DType.I32 and i.value.type.rank == 2]
+        ids = [i.value for i in self.lowered.inputs if i.value.type.dtype is DType.I32 and i.value.type.rank == 2]
         scores = program.results[0].type
-        if not tokens or not (scores.rank == 3 and scores.dtype.floating and scores.shape[:2] == tokens[0].type.shape):
+        tokens = [v for v in ids if v.type.shape == scores.shape[:2]]
+        if not tokens or not (scores.rank == 3 and scores.dtype.floating):
             fact = f"{self.lowered.name} gives {scores}, no score of each next token for token ids [B, T]"
             raise TfcError(Diagnostic("E723", fact, help="decode takes and gives anything"))
         return Generator(self.decoder, tokens[0].name)
@@ -367,6 +448,7 @@ class Model:
         lengths: Any = None,
         stop: int | Sequence[int] | None = None,
         progress: bool = True,
+        **once: Any,
     ) -> np.ndarray[Any, Any]:
         """The tokens that follow the prompts: int32 [B, steps], or as many until every row has stopped.
 
@@ -374,7 +456,8 @@ class Model:
         in length. temperature: 0 for the most likely token; else it is drawn, with `key`, among the `top_k` most likely
         ones and of those among the fewest with a probability of `top_p` together. Draws do not depend on how the steps
         are cut into loops. stop: tokens after which a row ends; what follows in it repeats the first of them.
-        progress: a bar where stderr is a terminal.
+        progress: a bar where stderr is a terminal. once: the model's inputs that say nothing of single tokens, by name:
+        the text that an encoder reads, with as many rows as there are prompts; read once, before the first token.
 
         Prompts and caches are padded to buckets of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... tokens, powers of two and the
         halves between, so that few lengths are compiled; 32 steps run in one compiled loop.
@@ -383,15 +466,19 @@ class Model:
         prompts, counts = prompts_of(tokens, lengths)
         sampling = sampling_of(steps, temperature, top_k, top_p, key)
         generator = self._generator
-        others = [i for i in self.lowered.inputs if i.value.name != generator.tokens and i.default is None]
-        if others:
-            fact = f"{self.lowered.name} takes `{others[0].value.name}` with each token"
+        others = [i for i in self.lowered.inputs if i.value.name not in self.decoder.once | {generator.tokens}]
+        if wrong := [i.value.name for i in others if i.default is None or i.value.name in once]:
+            fact = f"{self.lowered.name} takes `{wrong[0]}` with each token"
             raise TfcError(Diagnostic("E701", fact, help="call decode step by step"))
+        given = {name: _array(name, x) for name, x in once.items()}
+        required = any(i.default is None for i in self.lowered.inputs if i.value.name in self.decoder.once)
+        if given or required:
+            self.decoder.check_once(given, len(prompts))
         self._present()
-        self._look({generator.tokens: prompts})
+        self._look({generator.tokens: prompts, **given})
         packed = params if isinstance(params, Packed) else self.pack(params)
         ends = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
-        return generator(packed, prompts, counts, steps, sampling, key, ends, progress)
+        return generator(packed, prompts, counts, steps, sampling, key, ends, progress, given)
 
 
 def _array(name: str, x: Any) -> Any:
@@ -407,15 +494,10 @@ def _array(name: str, x: Any) -> Any:
     return array
 
 
-def _outside(name: str, x: Any, low: int, high: int) -> str:
-    """The first element that is not in low..high, in words; nothing for a tracer, whose values are not known."""
-    if isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.integer):
-        return ""
-    values = np.asarray(x)
-    wrong = (values < low) | (values > high)
-    if not wrong.any():
-        return ""
-    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    place = f"[{', '.join(map(str, map(int, at)))}]" if at else ""
-    more = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
-    return f"`{name}{place}` is {int(values[at])}, outside {low}..{high}{more}"
+def _seed(key: Any) -> Array:
+    """int32 [2]: the seed that a key stands for. Raises TfcError (E703) for what is no key, or several."""
+    try:
+        return jax.random.bits(key, (2,), jnp.uint32).astype(jnp.int32)
+    except (TypeError, ValueError) as e:
+        fact = f"`key` is {type(key).__name__}, not one key of jax.random"
+        raise TfcError(Diagnostic("E703", fact, help="key=jax.random.key(0)")) from e

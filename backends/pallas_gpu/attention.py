@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
-from tfc.backends.kernel import DTYPES, Kernel, Target
+from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu.streaming import ROWS, Config, Plan, launch
 from tfc.formula.expr import Expr, Kind, Load, Read, Side, Var, walk
 from tfc.ir.ops import Attention, P
@@ -57,6 +58,8 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         return f"head size {q.last} is not 32, 64 or 128"
     if v.last != q.last:
         return f"values of size {v.last} differ from the head size {q.last}"
+    if op.dropout:
+        return f"drops no attention weights, and this call has a key and `dropout = {op.dropout:g}`"
     if op.weigh != P:
         return f"weighs by the softmax alone, not by `{op.weigh}`"
     if missing := unlowerable(op.score, op.mask):
@@ -110,15 +113,20 @@ def heads(counts: Any, triples: Any) -> Any:
 
 
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
-    """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them."""
+    """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them; k and
+    v are `Late` where the plan says that they are rows of stacks."""
     n, m, config = plan.n, plan.m, plan.config
     ends: dict[Side, int] = {"q": up(n, config.block_q), "k": up(m, config.block_k)}
     kernel = launch(plan)
 
-    def attention(q: Array, k: Array, v: Array, counts: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
+    def attention(q: Array, k: Any, v: Any, counts: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
+        row: tuple[Array, ...] = ()
+        if plan.stacked:
+            row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
+            k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
         visits = jnp.asarray(heads(counts, triples)), jnp.asarray(triples)
-        out, lse = kernel(q, k, v, *visits, *operands(captured, (plan.score, plan.mask), ends))
+        out, lse = kernel(q, k, v, *visits, *operands(captured, (plan.score, plan.mask), ends), *row)
         return out[:, :n], lse[:, :, :n]
 
     return attention
@@ -145,13 +153,31 @@ def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
         mask=op.mask,
         interpret=target.interpret,
     )
-    kernel = call(plan)
     tiles = dict(n=n, m=m, block_q=plan.config.block_q, block_k=plan.config.block_k, batch=batch, heads=heads)
 
-    def attention(q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
+    def attention(q: Array, k: Any, v: Any, *captured: Array) -> tuple[Array, Array]:
+        stacked = m % 8 == 0 and all(isinstance(x, Late) and _whole(x) for x in (k, v))
+        if not stacked:
+            k, v = (x.array() if isinstance(x, Late) else x for x in (k, v))
+        kernel = _called(replace(plan, stacked=stacked))
         return kernel(q, k, v, *visited_ranges(op.mask, captured, **tiles), *captured)
 
     return attention
+
+
+def _whole(x: Late) -> bool:
+    """Whether it is a row of a stack in the stack's own type."""
+    return x.index is not None and x.x.dtype == x.dtype
+
+
+def _called(plan: Plan) -> Callable[..., tuple[Array, Array]]:
+    """The plan's function. Layers that are written out share one, so that their kernel is lowered once."""
+    return call(plan) if plan.interpret else _jitted(plan)
+
+
+@lru_cache(maxsize=256)
+def _jitted(plan: Plan) -> Callable[..., tuple[Array, Array]]:
+    return jax.jit(call(plan))
 
 
 def config_of(eqn: Eqn, target: Target) -> Config:
@@ -170,4 +196,6 @@ def notes(eqn: Eqn, target: Target) -> dict[str, Any]:
     return {"block_q": config.block_q, "block_k": config.block_k, "stages": config.stages}
 
 
-KERNEL = Kernel(name="pallas_gpu", op=Attention, refuse=refuse, build=build, differentiable=False, notes=notes)
+KERNEL = Kernel(
+    name="pallas_gpu", op=Attention, refuse=refuse, build=build, differentiable=False, notes=notes, late=frozenset([1, 2])
+)

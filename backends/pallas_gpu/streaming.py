@@ -59,7 +59,8 @@ class Config:
 class Plan:
     """What is known of a call when its kernel is traced. Letters as everywhere: B, N, M, H, G, D.
 
-    interpret: run on the CPU, races reported. padded_n: N rounded up for the output arrays.
+    stacked: k and v are rows of stacks [S * B, M, G, D], and an operand says which. interpret: run on the CPU, races
+    reported.
     """
 
     config: Config
@@ -73,6 +74,7 @@ class Plan:
     scale: float
     score: Expr
     mask: Expr
+    stacked: bool = False
     interpret: bool = False
 
     def nodes(self) -> Iterator[Expr]:
@@ -90,6 +92,7 @@ class Memory:
     heads: Any
     triples: Any
     captured: tuple[Any, ...]
+    row: Any
     out: Any
     lse: Any
     q_tile: Any
@@ -148,10 +151,11 @@ def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
     """
     stages, block_k = plan.config.stages, plan.config.block_k
     kv_head = lax.div(visits.head, plan.heads // plan.kv_heads)
+    batch = visits.batch if mem.row is None else visits.batch + mosaic_load(mem.row.at[0]) * plan.batch
 
     def fill(n: Any, step: Any, end: Any) -> Any:
         slot = lax.rem(step, stages)
-        keys = (visits.batch, pl.ds((end - 1 - n) * block_k, block_k), kv_head)
+        keys = (batch, pl.ds((end - 1 - n) * block_k, block_k), kv_head)
 
         @pl.when(step >= stages)
         def _k_left() -> None:
@@ -348,7 +352,8 @@ def finish(visits: Visits, mem: Memory, wg: Any, mine: Any, out: Array, top: Arr
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
     q, k, v, heads, triples, *captured, out, lse = refs
-    arrays = dict(q=q, k=k, v=v, heads=heads, triples=triples, captured=tuple(captured), out=out, lse=lse)
+    row = captured.pop() if plan.stacked else None
+    arrays = dict(q=q, k=k, v=v, heads=heads, triples=triples, captured=tuple(captured), row=row, out=out, lse=lse)
     mem = Memory(**arrays, **scratch)
     visits = Visits(plan, mem)
     wg, consumers = lax.axis_index("wg"), plan.config.consumers
@@ -391,7 +396,8 @@ def shared(plan: Plan) -> dict[str, Any]:
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
-    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse).
+    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse); where k and v are stacks,
+    the last of `captured` is int32 [1], the row.
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
     rows; lse reaches to the end of the last query tile (a copy along one axis is not clipped).

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.reference.dense import Dense, of_tokens
+from tfc.backends.reference.dropout import dropped
 from tfc.formula.expr import Expr
 from tfc.formula.guard import guarded
 from tfc.formula.ranges import ranges
@@ -131,7 +132,7 @@ def mix(op: Mix, real: Any, w: Array, v: Array) -> tuple[Array]:
 
 def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
     """mix(weigh(masked(score(scale * q k^T))), v), the mask first where the score
-    formula asks for it (`follows_mask`).
+    formula asks for it (`follows_mask`); weights dropped, if any are, before mix.
 
     q: [B, N, H, D]   k: [B, M, G, D]   v: [B, M, G, Dv]   -> out [B, N, H, Dv], lse [B, H, N]
     A key that no query of its batch row may see has no effect at all, whatever it holds: what lies beyond
@@ -148,5 +149,7 @@ def attention(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured:
         (s,) = score(Score(formula=op.score), real, s, *captured)
         (s,) = masked(Masked(formula=op.mask), real, s, *captured)
     w, lse = weigh(Weigh(formula=op.weigh), real, s, *captured)
+    if op.dropout:
+        w = dropped(op.dropout, op.site, w, *captured[-op.seeds :])
     (out,) = mix(Mix(), real, w, v)
     return out, lse

@@ -15,6 +15,7 @@ from tfc.backends.reference import (
     arrays,
     attention,
     caching,
+    dropout,
     formats,
     functions,
     index,
@@ -60,6 +61,7 @@ DEFINITIONS: Mapping[type[Op], Definition] = {
     ops.ArrayFunction: functions.function,
     ops.CacheRead: caching.cache_read,
     ops.CacheWrite: caching.cache_write,
+    ops.Dropout: dropout.dropout,
 }
 """Every operation but Repeat and Route, whose definitions are `evaluate` of their bodies, turn by turn."""
 
@@ -81,11 +83,16 @@ def _as(x: Array, real: Any) -> Array:
 
 
 def evaluate(
-    program: Program, params: Mapping[str, Array], inputs: Mapping[str, Array], real: Any
+    program: Program,
+    params: Mapping[str, Array],
+    inputs: Mapping[str, Array],
+    real: Any,
+    read: Callable[[Eqn, tuple[Array, ...]], tuple[Array, ...]] | None = None,
 ) -> tuple[Array, ...]:
     """The results of a program whose lengths are numbers, then its reports.
 
     params: arrays by path, stacked for the bodies of repeats and routes. inputs: an array for every declared input.
+    read: what is done to the operands of every equation but loops before they are used (rounding errors, say).
     """
     values = {name: _as(x, real) for name, x in inputs.items()}
     for p in program.params:
@@ -94,11 +101,11 @@ def evaluate(
     for eqn in program.eqns:
         operands = tuple(values[a.name] for a in eqn.args)
         if isinstance(eqn.op, Repeat):
-            results = _turns(eqn.op, params, operands, real)
+            results = _turns(eqn.op, params, operands, real, read)
         elif isinstance(eqn.op, Route):
-            results = _copies(eqn.op, params, operands, real)
+            results = _copies(eqn.op, params, operands, real, read)
         else:
-            results = define(eqn.op, real, *operands)
+            results = define(eqn.op, real, *(operands if read is None else read(eqn, operands)))
         values.update((out.name, x) for out, x in zip(eqn.outs, results, strict=True))
     return tuple(values[v.name] for v in (*program.results, *(v for _, v in program.reports)))
 
@@ -113,7 +120,9 @@ def _kept(param: Param, x: Array, real: Any) -> Array:
     return jnp.reshape(jnp.stack([turned(define(kept.op, real, turned(y))[0]) for y in flat]), x.shape)
 
 
-def _turns(op: Repeat, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any) -> tuple[Array, ...]:
+def _turns(
+    op: Repeat, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any, read: Any
+) -> tuple[Array, ...]:
     """The body, turn after turn, each with its own slice of the stacked parameters; its reports are stacked."""
     own = {s.path for s in op.body.stored()}
     carried, invariants = operands[: op.carries], operands[op.carries :]
@@ -121,7 +130,7 @@ def _turns(op: Repeat, params: Mapping[str, Array], operands: tuple[Array, ...],
     reports: list[tuple[Array, ...]] = []
     for turn in range(op.count):
         inputs = dict(zip(names, (jnp.asarray(turn, jnp.int32), *carried, *invariants), strict=True))
-        results = evaluate(op.body, {path: params[path][turn] for path in own}, inputs, real)
+        results = evaluate(op.body, {path: params[path][turn] for path in own}, inputs, real, read)
         carried = results[: op.carries]
         reports.append(results[op.carries :])
     if not reports:  # a loop of no turns
@@ -130,7 +139,9 @@ def _turns(op: Repeat, params: Mapping[str, Array], operands: tuple[Array, ...],
     return (*carried, *(jnp.stack(column) for column in zip(*reports, strict=True)))
 
 
-def _copies(op: Route, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any) -> tuple[Array, ...]:
+def _copies(
+    op: Route, params: Mapping[str, Array], operands: tuple[Array, ...], real: Any, read: Any
+) -> tuple[Array, ...]:
     """sum over k of weight[b, t, k] * copy_{chosen[b, t, k]}(x)[b, t]: every copy of every token, then those chosen."""
     x, chosen, weight, *rest = operands
     own = {s.path for s in op.body.stored()}
@@ -138,7 +149,7 @@ def _copies(op: Route, params: Mapping[str, Array], operands: tuple[Array, ...],
     copies: list[Array] = []
     for copy in range(op.count):
         inputs = dict(zip(names, (jnp.asarray(copy, jnp.int32), x, *rest), strict=True))
-        copies += evaluate(op.body, {path: params[path][copy] for path in own}, inputs, real)
+        copies += evaluate(op.body, {path: params[path][copy] for path in own}, inputs, real, read)
     every = jnp.stack(copies, axis=2)  # [B, T, copy, ...]
     shape = (*chosen.shape, *(1,) * (every.ndim - 3))
     picked = jnp.take_along_axis(every, jnp.reshape(jnp.clip(chosen, 0, op.count - 1), shape), axis=2)

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tfc.backends.kernel import DTYPES, Kernel, Target
+from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.xla.arrays import real_of, serve
+from tfc.backends.xla.blocks import Blocks
+from tfc.backends.xla.dropout import dropped
 from tfc.backends.xla.formula import Reader
 from tfc.formula.expr import Const, Expr, Load, Read, Token, Var, walk
 from tfc.formula.guard import SEEN, guarded
@@ -80,34 +82,51 @@ def row_statistics(formula: Expr, s: Array) -> dict[Expr, Array]:
     return {Var(name, kind): made[name] for name, kind in ROW.items() if name in read}
 
 
-def grouped_scores(q: Array, k: Array, scale: float, real: Any) -> Array:
-    """scale * q k^T.   q: [B, N, H, D]   k: [B, M, G, D]   -> [B, H, N, M]"""
+def grouped_scores(q: Array, k: Array | Blocks, scale: float, real: Any) -> Array:
+    """scale * q k^T.   q: [B, N, H, D]   k: [B, M, G, D]   -> [B, H, N, M]
+
+    Queries are brought into the order of the scores beforehand, so that no N x M array is transposed.
+    """
     b, n, h, d = q.shape
     m, g = k.shape[1:3]
     exact = "highest" if q.dtype.itemsize > 2 else None
-    q = jnp.reshape(q, (b, n, g, h // g, d))
-    s = jnp.einsum("bngrd,bmgd->bgrnm", q, k, precision=exact, preferred_element_type=real)
-    return jnp.reshape(s * jnp.asarray(scale, real), (b, h, n, m))
+    rows = jnp.reshape(jnp.transpose(q, (0, 2, 1, 3)), (b, g, h // g * n, d))
+    if isinstance(k, Blocks):
+        s = k.scores(rows, real)
+    else:
+        s = jax.lax.dot_general(rows, k, (((3,), (3,)), ((0, 1), (0, 2))), precision=exact, preferred_element_type=real)
+    return jnp.reshape(s, (b, h, n, m)) * jnp.asarray(scale, real)
 
 
-def grouped_mix(w: Array, v: Array, real: Any) -> Array:
-    """Weighted sums in `real`.   w: [B, H, N, M], rounded to v's type   v: [B, M, G, Dv]   -> [B, N, H, Dv]"""
+def grouped_mix(w: Array, v: Array | Blocks, real: Any, total: Array | None = None) -> Array:
+    """Weighted sums in `real`, divided by `total` if given.
+
+    w: [B, H, N, M], rounded to v's type   v: [B, M, G, Dv]   total: [B, H, N, 1]   -> [B, N, H, Dv]
+    """
     b, h, n, m = w.shape
     g, d = v.shape[2:]
     exact = "highest" if v.dtype.itemsize > 2 else None
-    w = jnp.reshape(w.astype(v.dtype), (b, g, h // g, n, m))
-    out = jnp.einsum("bgrnm,bmgd->bngrd", w, v, precision=exact, preferred_element_type=real)
-    return jnp.reshape(out, (b, n, h, d))
+    w = jnp.reshape(w.astype(v.dtype), (b, g, h // g * n, m))
+    if isinstance(v, Blocks):
+        out = v.sums(w, real)
+    else:
+        out = jax.lax.dot_general(w, v, (((3,), (1,)), ((0, 1), (0, 2))), precision=exact, preferred_element_type=real)
+    out = jnp.reshape(out, (b, h, n, d))
+    return jnp.transpose(out if total is None else out / total, (0, 2, 1, 3))
 
 
 def exponentials(s: Array) -> tuple[Array, Array, Array]:
-    """exp(s - top), its sum over keys (1 where a row sees none), and lse.   s: [B, H, N, M], -inf where unseen"""
-    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=-jnp.inf))
-    empty = jnp.isneginf(top)
-    top = jnp.where(empty, 0, top)
+    """exp(s - top), its sum over keys (1/2 where a row sees none), and lse.   s: [B, H, N, M], -inf where unseen
+
+    No comparison stands between the two products of an attention: XLA makes one loop of them on a CPU, and keeps no
+    N x M array. The largest score of a row that sees none is the least number; of any other, exp(s - top) is 1
+    somewhere, so that a sum below 1 is 0.
+    """
+    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=jnp.finfo(s.dtype).min))
     e = jnp.exp(s - top)
-    total = jnp.where(empty, 1, jnp.sum(e, axis=-1, keepdims=True))
-    return e, total, jnp.where(empty, -jnp.inf, top + jnp.log(total))[..., 0]
+    found = jnp.sum(e, axis=-1, keepdims=True)
+    total = jnp.maximum(found, 0.5)
+    return e, total, jnp.where(found == 0, -jnp.inf, top + jnp.log(total))[..., 0]
 
 
 def weights(formula: Expr, read: Callable[..., Array], s: Array, p: Array, real: Any) -> Array:
@@ -117,13 +136,14 @@ def weights(formula: Expr, read: Callable[..., Array], s: Array, p: Array, real:
     return jnp.where(seen, w, 0)
 
 
-def masked_scores(op: Attention, q: Array, k: Array, read: Callable[..., Array], real: Any) -> Array:
+def masked_scores(op: Attention, q: Array, k: Array | Blocks, read: Callable[..., Array], real: Any) -> Array:
     s = grouped_scores(q, k, op.scale, real)
     late = follows_mask(op.score)
     if op.score != S and not late:
         s = jnp.broadcast_to(read(op.score, {S: s}), s.shape).astype(real)
     if op.mask != EVERYTHING:
-        s = jnp.where(read(op.mask), s, -jnp.inf)
+        # a sum for the reason that `exponentials` has: scores are finite here, formulas that may not be come after
+        s = s + jnp.where(read(op.mask), 0, -jnp.inf).astype(real)
     return scored(op.score, read, s).astype(real) if late else s
 
 
@@ -134,26 +154,37 @@ def scored(formula: Expr, read: Callable[..., Array], s: Array) -> Array:
     return jnp.where(seen, made, -jnp.inf)
 
 
-def attend(op: Attention, real: Any, q: Array, k: Array, v: Array, *captured: Array) -> tuple[Array, Array]:
-    """out [B, N, H, Dv] in `real`, lse [B, H, N]."""
+def attend(op: Attention, real: Any, q: Array, k: Any, v: Any, *captured: Array) -> tuple[Array, Array]:
+    """out [B, N, H, Dv] in `real`, lse [B, H, N]. k, v: arrays, or `Late` ones, which are read block by block."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     read = reader(shape, captured, real)
     if any(isinstance(node, Load | Read) for node in walk(op.mask)):
         # a key beyond a length that is known at run time only may hold anything, and reaches nothing
-        mask = jnp.atleast_1d(read(op.mask))
-        mask = jnp.reshape(mask, (*[1] * (4 - mask.ndim), *mask.shape))
+        mask = read(op.mask)
         used = jnp.any(jnp.broadcast_to(mask, (*mask.shape[:3], shape[3])), axis=(1, 2))
-        k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))
+        k, v = (_seen(x, used) for x in (k, v))
+    k, v = (Blocks(x) if isinstance(x, Late) else x for x in (k, v))
     s = masked_scores(op, q, k, read, real)
     e, total, lse = exponentials(s)
-    if op.weigh != P:
-        return grouped_mix(weights(op.weigh, read, s, e / total, real), v, real), lse
-    return grouped_mix(e, v, real) / jnp.transpose(total, (0, 2, 1, 3)), lse
+    if op.weigh != P or op.dropout:
+        w = e / total if op.weigh == P else weights(op.weigh, read, s, e / total, real)
+        if op.dropout:
+            w = dropped(op.dropout, op.site, w, *captured[-op.seeds :])
+        return grouped_mix(w, v, real), lse
+    return grouped_mix(e, v, real, total), lse
 
 
-def log_sum_exp(op: Attention, real: Any, q: Array, k: Array, *captured: Array) -> Array:
+def _seen(x: Any, used: Array) -> Any:
+    """x [B, M, ...] with 0 where `used` [B or 1, M] is not."""
+    if isinstance(x, Late):
+        return Blocks(x, jnp.broadcast_to(used, x.shape[:2]))
+    return jnp.where(used[..., None, None], x, 0)
+
+
+def log_sum_exp(op: Attention, real: Any, q: Array, k: Any, *captured: Array) -> Array:
     """lse [B, H, N] alone."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    k = Blocks(k) if isinstance(k, Late) else k
     return exponentials(masked_scores(op, q, k, reader(shape, captured, real), real))[2]
 
 
@@ -216,5 +247,8 @@ def _build(eqn: Eqn, target: Target) -> Call:
     return _FORMS[type(eqn.op)](eqn, eqn.op)
 
 
-KERNELS: Mapping[type[Op], Kernel] = {op: Kernel(name="xla", op=op, refuse=serve, build=_build) for op in _FORMS}
+KERNELS: Mapping[type[Op], Kernel] = {
+    op: Kernel(name="xla", op=op, refuse=serve, build=_build, late=frozenset([1, 2] if op is Attention else ()))
+    for op in _FORMS
+}
 KERNEL = KERNELS[Attention]

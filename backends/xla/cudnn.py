@@ -94,6 +94,8 @@ def _refuse(eqn: Eqn, target: Target) -> str | None:
         return f"head sizes {d} and {dv} are not one multiple of 8 up to {limit}"
     if 0 in (b, n, m, h, g):
         return "an axis is empty"
+    if op.dropout:
+        return "drops no weights by the seed and the place of each"
     if op.score != S:
         return f"the score `{op.score}` has no form in cuDNN as tfc calls it"
     if op.weigh != P:

@@ -157,6 +157,8 @@ class Turns:
                 continue
             outs = tuple(builder.value(v.type, turn.hints[v.name]) for v in eqn.outs)
             values.update(zip((v.name for v in eqn.outs), outs, strict=True))
+            if builder.products.issuperset(eqn.outs):
+                builder.products.update(outs)
             self.made.update(v.name for v in outs)
             builder.eqns.append(Eqn(outs, eqn.op, tuple(values.get(a.name, a) for a in eqn.args), eqn.span))
         _fill(inner.place, turn.place, values)
@@ -192,4 +194,8 @@ def _fill(place: Place, like: Place, values: Values) -> None:
 
 def _moved(tensor: Tensor, values: Values) -> Tensor:
     fields = {name: _moved(held, values) for name, held in tensor.fields.items()}
-    return replace(tensor, value=values.get(tensor.value.name, tensor.value), fields=fields)
+    parts = tensor.factors
+    if parts is not None:
+        base = None if parts.base is None else _moved(parts.base, values)
+        parts = replace(parts, left=_moved(parts.left, values), right=_moved(parts.right, values), base=base)
+    return replace(tensor, value=values.get(tensor.value.name, tensor.value), fields=fields, factors=parts)

@@ -21,7 +21,8 @@ class Builder:
     """A program being written. Values have numbers for names until `finish`, which gives the ones people read.
 
     parent: the builder whose program will hold this one's as a `repeat` or `route` body; its values are captured on
-    use. routed: the body of a `route`. reports: side outputs by path.
+    use. routed: the body of a `route`. reports: side outputs by path. products: matrices computed of parameters, which
+    are left out where nothing reads them.
     """
 
     parent: "Builder | None" = None
@@ -32,6 +33,7 @@ class Builder:
     captured: dict[Value, tuple[Tensor, Value]] = field(default_factory=dict)
     constants: dict[tuple[type, bool | int | float, DType], Tensor] = field(default_factory=dict)
     reports: dict[str, Tensor] = field(default_factory=dict)
+    products: set[Value] = field(default_factory=set)
     hints: dict[str, str] = field(default_factory=dict)
     closed: bool = False
 
@@ -99,10 +101,23 @@ class Builder:
         """What was captured, in the order of first use: the operands that the `repeat` passes besides its carries."""
         return tuple(outer for outer, _ in self.captured.values())
 
+    def _drop_products(self, read: set[Value]) -> None:
+        """Leaves out the products that no other equation and no result reads."""
+        if not self.products:
+            return
+        kept = []
+        for eqn in reversed(self.eqns):
+            if read.isdisjoint(eqn.outs) and self.products.issuperset(eqn.outs):
+                continue
+            read.update(eqn.args)
+            kept.append(eqn)
+        self.eqns = kept[::-1]
+
     def finish(self, name: str, results: tuple[Tensor, ...], precision: Precision, doc: str = "") -> Program:
         """The program, its values named after the equations, parameters and inputs of the spec."""
         ends = tuple(map(self.local, results))  # may capture: a turn may leave a value from outside
         reports = tuple((path, self.local(t)) for path, t in self.reports.items())
+        self._drop_products({*ends, *(v for _, v in reports)})
         inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
         names = _names([self.hints[v.name] for v in order])

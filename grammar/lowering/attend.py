@@ -11,11 +11,11 @@ from tfc.grammar.lowering.bound import Sides, bind, positions_of
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import NOTHING, Formula, Given, Tensor, describe
-from tfc.ir.ops import Index, Masked, Mix, Rotate, S, Score, Scores, Weigh, follows_mask
+from tfc.ir.ops import Dropout, Index, Masked, Mix, Rotate, S, Score, Scores, Weigh, follows_mask
 from tfc.ir.types import Size
 from tfc.source import Span
 
-__all__ = ["attend", "carried", "mix", "rotate", "weights"]
+__all__ = ["attend", "carried", "drop", "mix", "rotate", "weights"]
 
 
 def carried(q: Tensor) -> Mapping[str, Tensor]:
@@ -28,7 +28,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Given], node: 
     """q [B, N, H, D], k [B, M, G, D], v [B, M, G, Dv] -> [B, N, H, Dv], one operation for each step."""
     _check_keys(q, k, node.span, frame)
     _check_values(k, v, node.span, frame)
-    return mix(weights(q, k, options, node, frame), v, node, frame, carried(q))
+    w = weights(q, k, options, node, frame)
+    if "dropout" in options:
+        w = drop(w, options["dropout"], node, frame, "dropout")
+    return mix(w, v, node, frame, carried(q))
+
+
+def drop(x: Tensor, rate: Given, node: ast.Call, frame: Frame, path: str = "dropped") -> Tensor:
+    """x with a share of its elements left out where a call has a key; itself where the share is 0.
+
+    path: where this happens, below the place of the body; numbered where there are several.
+    """
+    share = rate.value
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+        shown = f"{share:g}" if isinstance(share, int | float) and not isinstance(share, bool) else describe(share)
+        fail("E305", f"dropout is a share known while compiling, 0 or more and below 1, not {shown}", frame.at(rate.span))
+    if not share:
+        return x
+    op = Dropout(rate=float(share), path=frame.session.numbered_path(frame.place.join(path)))
+    return frame.emit(op, (x,), node.span, "dropped", x.fields)[0]
 
 
 def weights(q: Tensor, k: Tensor, options: Mapping[str, Given], node: ast.Call, frame: Frame) -> Tensor:

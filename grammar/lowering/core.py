@@ -6,7 +6,7 @@ from dataclasses import replace
 from tfc.diagnostics import Edit, Note
 from tfc.grammar.lowering.algebra import merge_fields, operate
 from tfc.grammar.lowering.arguments import Call, Function, call
-from tfc.grammar.lowering.attend import attend, mix, rotate, weights
+from tfc.grammar.lowering.attend import attend, drop, mix, rotate, weights
 from tfc.grammar.lowering.formats import rounded
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.recurrence import recur
@@ -125,6 +125,13 @@ def _calibrated(c: Call) -> Meaning:
     return c.emit(Calibrated(path=c.frame.session.numbered_path(c.frame.place.join("calibrated"))), (x,))
 
 
+def _dropped(c: Call) -> Meaning:
+    x = c.tensor("x")
+    if not x.type.dtype.floating or not x.type.shape:
+        fail("E301", f"dropout takes reals with an axis; `{c.shown('x')}` is {x.type}", c.at("x"), notes=c.made("x"))
+    return drop(x, c.given["rate"], c.node, c.frame)
+
+
 def _choice(c: Call) -> Meaning:
     fail("E305", "`choice` stands alone in a `let` of a file", c.frame.at(c.span),
          help=f"let name = {c.span.text}, and use `name` here")  # fmt: skip
@@ -199,6 +206,10 @@ FUNCTIONS: Mapping[str, Function] = {
             "each token through the chosen of `count` copies of the weights of f, the results weighted and added",
         ),
         Function("rounded", ("x", "format"), rounded, "every number replaced by the nearest that the format has"),
+        Function(
+            "dropped", ("x", "rate"), _dropped,
+            "where a call has a key, a share of the elements 0 and the others divided by 1 - rate; else x",
+        ),
         Function("calibrated", ("x",), _calibrated, "the value, which calibration freezes"),
         Function("choice", (), _choice, "in a `let`: the first is the value, the others may be set", many=True),
         Function("count", ("list",), _count, "how many elements a list has"),
@@ -206,8 +217,8 @@ FUNCTIONS: Mapping[str, Function] = {
         Function("uniform", ("low", "high"), _uniform, "an initializer: evenly distributed from low to high"),
         Function("orthogonal", ("gain?",), _orthogonal, "an initializer: rows of norm `gain`, orthogonal in blocks"),
         Function(
-            "attend", ("q", "k", "v", *_FORMULAS), _attend,
-            "attention: scores of q and k, the formulas, and the weighted sum of v",
+            "attend", ("q", "k", "v", *_FORMULAS, "dropout?"), _attend,
+            "attention: scores of q and k, the formulas, and the weighted sum of v; a share of weights may be dropped",
         ),
         Function(
             "weights", ("q", "k", *_FORMULAS), _weights,

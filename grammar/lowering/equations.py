@@ -8,6 +8,7 @@ from tfc.formula.expr import Apply, Expr, Kind, Load, Read, Reduce, Var, rewrite
 from tfc.grammar import ast
 from tfc.grammar.lowering.algebra import formula_of, merge_fields
 from tfc.grammar.lowering.evaluate import evaluate, is_ellipsis, operand
+from tfc.grammar.lowering.factors import affine
 from tfc.grammar.lowering.ranges import bind_range
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import Frame, fail
@@ -42,7 +43,7 @@ def index_equation(node: ast.Equation, frame: Frame) -> Tensor:
     sizes = _sizes(expr, operands, node, names, inner)
     fields = merge_fields(_leading(expr, operands, names), _first_two(expr, operands, names), node.value.span, frame)
     if (linear := _linear(expr, operands, names)) is not None:
-        return frame.emit(Linear(), linear, node.value.span, node.target, fields)[0]
+        return affine(linear[0], linear[1], linear[2:], node.value.span, node.target, fields, frame)
     if (rows := _rows(expr, operands, names)) is not None:
         return frame.emit(Take(), rows, node.value.span, node.target, fields)[0]
     reduced = tuple(dict.fromkeys(n for r in walk(expr) if isinstance(r, Reduce) for n in r.indices))

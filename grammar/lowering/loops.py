@@ -16,7 +16,7 @@ from tfc.grammar.lowering.segments import names_read, read_first, targets
 from tfc.grammar.lowering.session import LIMITS, Frame, Use, fail, refuse
 from tfc.grammar.lowering.sharing import copies, emit_copies
 from tfc.grammar.lowering.values import POISON, Component, Meaning, Place, Poisoned, Tensor, describe, is_number
-from tfc.ir.ops import Repeat
+from tfc.ir.ops import REMAT, Repeat
 from tfc.ir.program import Precision
 from tfc.ir.types import Dim, DType, TensorType
 
@@ -29,12 +29,7 @@ Run = Callable[[Sequence[ast.Item], Frame], Any]
 def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run) -> None:
     """The loop; tensors of the body around it that it assigns are carried from turn to turn."""
     over = evaluate(item.over, frame)
-    for setting in item.settings:
-        name = ".".join(setting.path)
-        if name != "remat":
-            fail("E204", f"`repeat` has no setting `{name}`", setting.span, help="it has remat")
-        if not (isinstance(setting.value, ast.Name) and setting.value.id == "none"):
-            refuse(f"`remat = {setting.value.span.text}`", setting.span, "leave it out, or write `remat = none`")
+    remat = _remat(item)
     if any(isinstance(i, ast.Return) for i in item.body):
         at = next(i.span for i in item.body if isinstance(i, ast.Return))
         fail("E212", "`return` inside `repeat`", at, help="assign a tensor, and return it after the loop")
@@ -42,13 +37,16 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
     if isinstance(over, tuple):
         first = next(iter(over), None)
         if isinstance(first, Component) and all(v == first for v in over):
-            _rolled(item, len(over), first, place, frame, rest, run)
+            _rolled(item, len(over), first, place, frame, rest, run, remat)
         else:
+            if remat != "none":
+                at = item.settings[-1].span
+                refuse(f"`remat = {remat}` of turns that are unlike one another", at, "it needs equal turns, or a number")
             _unrolled(item, over, place, frame, run)
     elif isinstance(over, int) and not isinstance(over, bool):
         if over < 0 or over > LIMITS["turns"]:
             fail("E502", f"{over} turns; 0 to {LIMITS['turns']} are allowed", frame.blame(item.over))
-        _rolled(item, over, None, place, frame, rest, run)
+        _rolled(item, over, None, place, frame, rest, run, remat)
     elif isinstance(over, Dim):
         fail(
             "E406", f"the number of turns, {over}, is known only when the model is called", item.over.span,
@@ -56,6 +54,20 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
         )  # fmt: skip
     else:
         fail("E305", f"`repeat` takes a number or a list, not {describe(over)}", frame.blame(item.over))
+
+
+def _remat(item: ast.Repeat) -> str:
+    """What the loop computes again for gradients; the last setting counts, as everywhere."""
+    remat = "none"
+    for setting in item.settings:
+        name = ".".join(setting.path)
+        if name != "remat":
+            fail("E204", f"`repeat` has no setting `{name}`", setting.span, help="it has remat")
+        remat = setting.value.id if isinstance(setting.value, ast.Name) else ""
+        if remat not in REMAT:
+            shown = setting.value.span.text
+            fail("E305", f"`remat` is {' or '.join(REMAT)}, not `{shown}`", setting.value.span)
+    return remat
 
 
 def _place(item: ast.Repeat, frame: Frame) -> Place:
@@ -89,6 +101,7 @@ def _rolled(
     frame: Frame,
     rest: tuple[ast.Item, ...],
     run: Run,
+    remat: str,
 ) -> None:
     """One Repeat: carries are what a turn leaves for the next or for what follows, invariants are captured."""
     if count == 0:
@@ -120,7 +133,7 @@ def _rolled(
     if not (carried or body.reports):
         return  # nothing of what the turns make is read
     operands = (*outer, *builder.invariants())
-    op = Repeat(count=count, label=item.name, carries=len(carried), body=body)
+    op = Repeat(count=count, label=item.name, carries=len(carried), body=body, remat=remat)
     outs = emit_copies(op, operands, place, item.span, item.name, frame)
     for name, out, start in zip(carried, outs, outer, strict=False):
         frame.builder.hints[out.value.name] = name

@@ -6,13 +6,14 @@ from itertools import product as cartesian
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering.evaluate import evaluate
+from tfc.grammar.lowering.factors import declare_factors
 from tfc.grammar.lowering.formats import fit_of, kept_of
 from tfc.grammar.lowering.numbers import whole
 from tfc.grammar.lowering.scope import RESERVED, Scope, reserved
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import LIMITS, Frame, fail
 from tfc.grammar.lowering.values import Builtin, Meaning, Tensor, describe, is_number
-from tfc.ir.formats import Fit, Format
+from tfc.ir.formats import FORMATS, Fit, Format
 from tfc.ir.program import Init, Param, Value
 from tfc.ir.types import Size, TensorType, product
 from tfc.source import Span
@@ -58,7 +59,10 @@ def make_param(item: ast.ParamDecl, frame: Frame) -> Tensor:
         fail("E305", f"`orthogonal` makes rows of a matrix; `{item.name}` has {len(shape)} axes", at)
     param = Param(path, Value(item.name, type), init, *settings)
     hint = path.removeprefix(f"{_inner(frame)}.") if _inner(frame) else path
-    tensor = frame.place.builder.declare(param, hint, frame.at(item.span))
+    if param.format is not None and not FORMATS[param.format.name].rounds:
+        tensor = declare_factors(param, param.format, hint, frame.at(item.span), frame)
+    else:
+        tensor = frame.place.builder.declare(param, hint, frame.at(item.span))
     frame.place.params[item.name] = tensor
     return tensor
 

@@ -83,6 +83,7 @@ class Session:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
     captures: list[Tensor] = field(default_factory=list)
+    _slots: dict[int, list[int]] = field(default_factory=dict)
     lengths: dict[str, Dim] = field(default_factory=dict)  # what index equations read as numbers, by name
     spans: dict[int, tuple[Expr, Span]] = field(default_factory=dict)  # id of a formula node -> the node, its place
     defaults: list[tuple[ast.Block, tuple[Change, ...]]] = field(default_factory=list)
@@ -117,11 +118,14 @@ class Session:
 
     def slot(self, tensor: Tensor) -> int:
         """The number under which formulas read a tensor until an operation binds it."""
-        for i, known in enumerate(self.captures):
+        alike = self._slots.setdefault(id(tensor.value), [])  # a captured tensor keeps its value, and so its id, alive
+        for i in alike:
+            known = self.captures[i]
             if known.same(tensor) and known.carries(tensor.fields):
                 return i
         self.captures.append(tensor)
-        return len(self.captures) - 1
+        alike.append(len(self.captures) - 1)
+        return alike[-1]
 
     def numbered_path(self, path: str) -> str:
         """A path of its own: the path itself, or numbered from 2 where it is taken."""

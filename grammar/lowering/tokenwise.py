@@ -8,6 +8,7 @@ from tfc.ir.formats import Format
 from tfc.ir.ops import (
     Cast,
     Concat,
+    Dropout,
     Elementwise,
     Index,
     Linear,
@@ -76,7 +77,8 @@ def _made(eqn: Eqn, of: Sequence[Of], tokens: Sizes) -> list[Of] | None:
             _keeps(eqn.op, [o is Of.TOKENS or (s and o is Of.SAME) for o in of], types, out) for s in (True, False)
         )
         return [Of.TOKENS] if either else None
-    if Of.SAME in of and len(eqn.outs) == 1 and _keeps(eqn.op, [o is Of.SAME for o in of], types, out):
+    same = Of.SAME in of and not isinstance(eqn.op, Dropout)  # which leaves out other elements at each token
+    if same and len(eqn.outs) == 1 and _keeps(eqn.op, [o is Of.SAME for o in of], types, out):
         return [Of.SAME]
     if isinstance(eqn.op, Index) and out.shape[:2] == tokens and _keeps(eqn.op, [False for _ in of], types, out):
         return [Of.SAME]
@@ -98,6 +100,8 @@ def _keeps(op: Op, of: Sequence[bool], types: Sequence[TensorType], out: TensorT
             return axis == -1 and first.rank > 2 and all(of)
         case Cast():
             return True
+        case Dropout():
+            return first.rank > 2
         case Rounded(format=format):
             return first.rank > 2 and _by_rows(format)
         case Take():

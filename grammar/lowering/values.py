@@ -24,6 +24,7 @@ __all__ = [
     "Component",
     "Enough",
     "Failed",
+    "Factors",
     "Formula",
     "Given",
     "Kept",
@@ -64,6 +65,7 @@ class Tensor:
     chosen: where the number of heads was chosen, for a tensor split into heads.
     tokens: of a field that a body reads (`x.keep`), how many of its first axes are those of the tokens: with a tensor
     of these tokens it is aligned there, not at the last axis.
+    factors: of a matrix that is kept as a thin product.
     """
 
     value: Value
@@ -72,6 +74,7 @@ class Tensor:
     fields: Mapping[str, "Tensor"] = field(default_factory=dict)
     chosen: Span | None = None
     tokens: int = 0
+    factors: "Factors | None" = None
 
     @property
     def type(self) -> TensorType:
@@ -83,6 +86,16 @@ class Tensor:
     def carries(self, fields: Mapping[str, "Tensor"]) -> bool:
         """Whether its tokens carry these fields and no others."""
         return self.fields.keys() == fields.keys() and all(f.same(fields[n]) for n, f in self.fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """base + scale * left right; without a base, left right alone.   base: [K, O]   left: [K, r]   right: [r, O]"""
+
+    left: Tensor
+    right: Tensor
+    base: Tensor | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

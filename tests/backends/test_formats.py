@@ -14,7 +14,6 @@ from tfc.backends.kernel import Target
 from tfc.backends.reference.formats import ROUNDINGS
 from tfc.backends.reference.program import evaluate
 from tfc.backends.table import named
-from tfc.backends.waits import WAITING, waits
 from tfc.backends.weights import rounding
 from tfc.backends.xla.formats import FORMS
 from tfc.diagnostics import TfcError
@@ -82,7 +81,6 @@ def test_every_format_that_rounds_has_a_definition():
     rounding = {f.name for f in FORMATS.values() if f.rounds}
     assert ROUNDINGS.keys() == FORMS.keys() == rounding
     assert {f.name for f in EVERY} == rounding
-    assert WAITING.keys() == FORMATS.keys() - rounding
 
 
 @every
@@ -322,15 +320,3 @@ def test_columns_of_a_weight_have_scales_of_their_own():
         one = parse(WEIGHTS[: WEIGHTS.index("  %z")].format(format="int8") + "  return %y\n}")
         (out,) = emit(one, CPU)({"w": w}, identity)
         assert np.all(np.abs(out - w) <= np.abs(w).max(0) / 127 * 0.51)
-
-
-@pytest.mark.parametrize("format", ["low_rank(rank=2)", "lora(rank=2)"])
-def test_what_no_backend_runs_is_refused_in_words(format: str):
-    program, _, _ = weights(format)
-    name = format.partition("(")[0]
-    assert waits(program) == (name,)
-    with pytest.raises(TfcError) as e:
-        emit(program, CPU)
-    (said,) = e.value.diagnostics
-    assert said.code == "E819" and FORMATS[name].doc in said.message and "`w`" in said.message
-    assert waits(weights("int8")[0]) == ()

@@ -101,6 +101,7 @@ ATTENTION: dict[str, tuple[Attention, tuple[int, ...], list[Any]]] = {
     "softcap": (Attention(scale=2.0, score=CAP, mask=CAUSAL), (1, 4, 4, 2, 1), []),
     "tilt": (Attention(scale=0.5, score=TILT), (1, 3, 4, 2, 1), [np.array([0.5, -0.25], np.float32)]),
     "documents": (Attention(scale=0.5, mask=SAME), (2, 4, 4, 2, 1), [np.array([[0, 0, 1, 1], [2, 2, 2, 3]], np.int32)]),
+    "switched off": (Attention(scale=0.5, mask=Read(0, (), Kind.BOOL)), (2, 3, 4, 2, 1), [np.array(False)]),
     "padded": (Attention(scale=0.5, mask=PADDED), (2, 3, 4, 2, 1), [np.array([[1, 1, 1, 0], [0] * 4], bool)]),
     "buckets": (Attention(scale=0.5, score=BUCKETS), (2, 3, 3, 2, 2), [np.ones((3, 2), np.float32)]),
     "own field": (

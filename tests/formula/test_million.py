@@ -12,6 +12,8 @@ from tfc.formula.scalar import evaluate, pair
 from tfc.formula.tiles import Tiles, visited
 from tfc.testing.formulas import both, causal, dilated, documents, prefix, sliding, window
 
+pytestmark = pytest.mark.timing
+
 N = 1 << 20
 SIZES = [(128, 128), (64, 128)]
 DILATED = apply("eq", apply("mod", apply("sub", Token("q"), Token("k")), Const(4)), Const(0))

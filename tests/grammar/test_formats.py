@@ -70,7 +70,6 @@ def test_settings_by_name_or_in_the_tables_order() -> None:
     )
     assert rounding("nm(2, 4)").format == rounding("nm(m = 4, n = 2)").format == Format("nm", (("n", 2), ("m", 4)))
     assert rounding("block_sparse(16, 1)").format == Format("block_sparse", (("size", 16), ("density", 1.0)))
-    assert kept("weights = low_rank(64)").format == Format("low_rank", (("rank", 64),))
     assert rounding("ternary(threshold = 1)").format["threshold"] == 1.0
 
 
@@ -184,9 +183,14 @@ def test_defaults_reach_what_a_file_imports(tmp_path: Path) -> None:
 def test_formats_reach_inside_by_derivation() -> None:
     items = f"{MAP}\nblock two(x, up = map, down = map) {{ return down(up(x)) }}"
     made = program("  return two(x, up = map { weights = nm(2, 4) }, down = map { weights = low_rank(2) })", items)
-    assert [str(s.format) for s in made.stored()] == ["nm(n=2, m=4)", "low_rank(rank=2)"]
+    assert [(s.path, str(s.format)) for s in made.stored()] == [
+        ("two.up.w", "nm(n=2, m=4)"), ("two.down.w.left", "None"), ("two.down.w.right", "None")
+    ]  # fmt: skip
     items += "\nblock thin = two { up.weights = nm(2, 4)   down = map { weights = lora(2) } }"
-    assert [str(s.format) for s in program("  return thin(x)", items).stored()] == ["nm(n=2, m=4)", "lora(rank=2)"]
+    made = program("  return thin(x)", items)
+    assert [s.path for s in made.stored()] == [
+        f"thin.{path}" for path in ("up.w", "down.w.base", "down.w.left", "down.w.right")
+    ]
 
 
 def test_alike_formats_roll_and_unlike_ones_do_not() -> None:

@@ -435,6 +435,24 @@ def test_expressions_over_our_parameters() -> None:
     assert first.ours == Transposed(Joined((Ours("a.weight"), Ours("b.weight")))) and second.ours == Ignored()
 
 
+def test_a_name_may_have_alternatives_and_what_is_not_needed_its_loops() -> None:
+    source = f"{OPEN.format(items='')}  repeat 2 as layer {{ x = rms@norm(x) }}\n  return x\n}}"
+    text = '"[|m.]h.{layer}.[scale|gamma]" = layer.norm.scale "[m|n].w" = if(1 < 2, word.weight, gone) '
+    text += '"{layer}.x" = none'
+    result = lowered(f"{source}\nnames hf {{ {text} }}\n")
+    found = list(result.names["hf"].rows(result.program.stored()))
+    assert [(r.names, r.turns) for r in found] == [
+        (("h.0.scale", "h.0.gamma", "m.h.0.scale", "m.h.0.gamma"), (0,)),
+        (("h.1.scale", "h.1.gamma", "m.h.1.scale", "m.h.1.gamma"), (1,)),
+        (("m.w", "n.w"), ()),
+        (("0.x",), ()),
+        (("1.x",), ()),
+    ]
+    assert [str(e) for e in result.names["hf"].entries] == [
+        '"[|m.]h.{layer}.[scale|gamma]" = layer.norm.scale', '"[m|n].w" = word.weight', '"{layer}.x" = none',
+    ]  # fmt: skip
+
+
 def test_the_examples_name_every_parameter() -> None:
     for path in SHIPPED:
         module, _ = parse(Source(path.name, path.read_text(encoding="utf-8")))

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from tfc.formula.expr import Apply, Expr, Field, Kind, Load, Var
 from tfc.ir.formats import Fit, Format
-from tfc.ir.ops import OPS, Calibrated, Constant, Elementwise, Op, Repeat, Rounded, Score
+from tfc.ir.ops import OPS, Attention, Calibrated, Constant, Dropout, Elementwise, Op, Repeat, Rounded, Score
 from tfc.ir.program import Eqn, Init, Param, Program, Value
 from tfc.ir.text import parse
 from tfc.ir.types import DType, IRError
@@ -121,6 +121,9 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "parameter a.w: uniform from 1.0 to 0.0": ("%u: f32[4] = param a.w uniform(1.0)",),
     "parameter a.w: f32[4] has no rows": ("%u: f32[4] = param a.w orthogonal(1.0)",),
     "parameter a.w: f32[4] does not begin with its turns [3]": ("%u: f32[4] = param a.w ones each [layer: 3]",),
+    "parameter a.w: kept as lora, which is made of several parameters": (
+        "%u: f32[4, 4] = param a.w ones as lora(rank=2)",
+    ),
     "parameter a.w: int[4] kept as int8": ("%u: int[4] = param a.w ones frozen as int8",),
     "parameter a.w: mx with group = 0": ("%u: f32[4] = param a.w ones as mx(group=0)",),
     "parameter a.w: fp8 has no variant `e1m6`, only e4m3, e5m2": ("%u: f32[4] = param a.w ones as fp8(variant=e1m6)",),
@@ -203,6 +206,11 @@ MADE: dict[str, Callable[[], Program]] = {
     ),
     "`a b` is no path for a report": lambda: replace(program(), reports=(("a b", value("x")),)),
     "calibrated: `a b` is no path": lambda: bound(Calibrated(path="a b"), value("x")),
+    "dropout: `a b` is no path": lambda: bound(Dropout(rate=0.1, path="a b"), value("x")),
+    "dropout of 1.0 of f32[B, 4]; 0 or more, and below 1": lambda: bound(Dropout(rate=1.0, path="a"), value("x")),
+    "dropout: a seed bool[B, T], not int[2]": lambda: bound(Dropout(rate=0.1, path="a"), value("x"), value("r")),
+    "attention: dropout of 0.1 with the path ``": lambda: bound(Attention(scale=1.0, dropout=0.1), value("x")),
+    "attention: dropout of 0.0 with the path `a`": lambda: bound(Attention(scale=1.0, site="a"), value("x")),
     "rounded: `int3` is no format": lambda: bound(Rounded(format=Format("int3")), value("x")),
     "rounded: int8 with the settings [], not ['group'": lambda: bound(Rounded(format=Format("int8")), value("x")),
     "p has no results": lambda: replace(program(), results=()),

@@ -16,7 +16,9 @@ from tfc.ir.types import IRError
 from tfc.passes import pipeline
 from tfc.passes.base import Contract, Pass, Rewritten
 from tfc.passes.decode import Decode
+from tfc.passes.no_dropout import NoDropout
 from tfc.passes.pipeline import BY_NAME, DEFAULT, choose, run
+from tfc.passes.seed_dropout import SeedDropout
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +167,7 @@ def test_names_are_as_users_write_them():
         assert module == f"tfc.passes.{step.name.replace('-', '_')}"
 
 
-ON_REQUEST = (Decode(),)
+ON_REQUEST = (NoDropout(), SeedDropout(), Decode(),)
 """What no default order runs."""
 
 

@@ -17,7 +17,7 @@ from tfc.ir.program import Program
 from tfc.ir.text import parse, show
 from tfc.ir.types import Dim, DType
 from tfc.ir.verify import verify
-from tfc.passes.decode import COUNT, LENGTH, Decode, kept
+from tfc.passes.decode import COUNT, LENGTH, Decode, kept, tokens_of
 from tfc.testing.specs import read_head
 
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
@@ -78,7 +78,9 @@ def test_two_ragged_calls_are_one(path: Path):
     form = decoded(program)
     if form is None:
         return
-    batch, time = (str(n) for n in next(i for i in program.inputs if i.value.type.rank >= 2).value.type.shape[:2])
+    tokens = tokens_of(program)
+    assert tokens is not None
+    batch, time = (str(n) for n in tokens.type.shape[:2])
     total = head.lengths[time]
     sizes = {**{name: 3 for name in "MNSU"}, **head.lengths, batch: 2}
     whole = program.bind({**sizes, time: total})

@@ -1,16 +1,16 @@
 """What the papers behind examples/zoo/lowrank promise, at small sizes, by the definitions in float64."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfc.testing.small import Small
+from tfc.testing.family import Family, close, differ, softmax
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "lowrank"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "lowrank")
+small, piece = FAMILY.small, FAMILY.piece
 RNG = np.random.default_rng(0)
 T, BITS = 12, 4
 TOKENS = RNG.integers(0, 64, (2, T)).astype(np.int32)
@@ -18,36 +18,6 @@ TOKENS = RNG.integers(0, 64, (2, T)).astype(np.int32)
 
 def normal(*shape):
     return RNG.normal(size=shape)
-
-
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
-
-
-@cache
-def piece(name, inputs, body, change=None, **sets):
-    """A model of one part of the spec: the model's text is replaced by `model piece(inputs) { body }`."""
-
-    def cut(text):
-        changed = text if change is None else change(text)
-        assert change is None or changed != text
-        return f"{changed[: changed.index(chr(10) + 'model ')]}\nmodel piece({inputs}) {{ {body} }}\n"
-
-    return Small(ZOO / f"{name}.tfm", cut, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 # ---- EcoFormer

@@ -2,35 +2,23 @@
 
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tfc.testing.family import Family, close, differ
 from tfc.testing.small import Small
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "softmax"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "softmax")
+small = FAMILY.small
 T = 10
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 64, (2, T)).astype(np.int32)
 FRAMES = RNG.normal(size=(2, T, 8))
 PICTURES = RNG.normal(size=(2, 32, 32, 3))
-
-
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
 
 
 def moved(model, name, at, **inputs):
@@ -45,13 +33,13 @@ def moved(model, name, at, **inputs):
 def alone(tmp_path_factory):
     """A block of a spec on its own: `alone(spec, block, inputs, call)`."""
     folder = tmp_path_factory.mktemp("specs")
-    for path in ZOO.glob("*.tfm"):
+    for path in FAMILY.folder.glob("*.tfm"):
         shutil.copy(path, folder)
 
     def make(name, block, inputs, call):
         path = folder / f"{name}_{block}.tfm"
         text = f'import "{name}.tfm" ({block})\nmodel m({inputs}) {{ return {call} }}\n'
-        path.write_text(f"# waits for: nothing\n# small: \ntfm 1\n{text}", encoding="utf-8")
+        path.write_text(f"# small: \ntfm 1\n{text}", encoding="utf-8")
         return Small(path)
 
     return make

@@ -1,36 +1,24 @@
 """What the papers behind examples/zoo/sparse promise, at small sizes, by the definitions in float64."""
 
 import re
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tfc.testing.family import Family, close, differ
 from tfc.testing.small import Small
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "sparse"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "sparse")
+small = FAMILY.small
 RNG = np.random.default_rng(0)
-
-
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
 
 
 def tokens(length):
     return RNG.integers(0, 64, (2, length)).astype(np.int32)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
 
 
 def reached(model, length, among=None, **inputs):
@@ -57,7 +45,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("specs")
 
     def make(name, blocks, inputs, call, **lets):
-        text = (ZOO / f"{name}.tfm").read_text(encoding="utf-8")
+        text = (FAMILY.folder / f"{name}.tfm").read_text(encoding="utf-8")
         body = text[: text.rindex("\nmodel ")].rstrip()
         body = body[: body.rindex("}") + 1]  # the documentation of the model
         path = folder / f"{name}_{blocks}.tfm"

@@ -1,45 +1,20 @@
 """What the papers behind the text systems of examples/zoo/tokens promise, at small sizes, in float64."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfc.testing.small import Small
+from tfc.testing.family import Family, close, replaced
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "tokens"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "tokens")
+small = FAMILY.small
 T = 12
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 64, (2, T)).astype(np.int32)
 BYTES = RNG.integers(1, 256, (2, 16)).astype(np.int32)
-
-
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
-
-
-def replaced(*parts):
-    """The text with each (old, new) replaced."""
-
-    def change(text):
-        for old, new in parts:
-            assert old in text, old
-            text = text.replace(old, new)
-        return text
-
-    return change
 
 
 def moved(model, name, at, **inputs):

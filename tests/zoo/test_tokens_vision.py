@@ -1,16 +1,16 @@
 """What the papers behind the visual specs of examples/zoo/tokens promise, at small sizes, in float64."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfc.testing.small import Small
+from tfc.testing.family import Family, close, differ
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "tokens"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "tokens")
+small, piece = FAMILY.small, FAMILY.piece
 RNG = np.random.default_rng(0)
 
 
@@ -22,29 +22,6 @@ def drawn(*shape):
     """Attention weights: positive, each row of sum 1."""
     e = np.exp(normal(*shape))
     return e / e.sum(-1, keepdims=True)
-
-
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
-
-
-@cache
-def piece(name, inputs, body, **sets):
-    """A model of one part of the spec: the model's text is replaced by `model piece(inputs) { body }`."""
-
-    def cut(text):
-        return f"{text[: text.index(chr(10) + 'model ')]}\nmodel piece({inputs}) {{ {body} }}\n"
-
-    return Small(ZOO / f"{name}.tfm", cut, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
 
 
 # ---- ToMe
@@ -332,5 +309,5 @@ def test_ph_reg_mirrors_are_a_group():
     differ(alone.reshape(4, 4, 32), y)
 
 
-SPEC = (ZOO / "ph_reg.tfm").read_text(encoding="utf-8")
+SPEC = (FAMILY.folder / "ph_reg.tfm").read_text(encoding="utf-8")
 TARGET = SPEC[SPEC.index("model ph_reg") : SPEC.index("  student = ")].split("{", 1)[1] + "  return target"

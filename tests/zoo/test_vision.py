@@ -1,7 +1,6 @@
 """What the papers behind examples/zoo/vision promise, at small sizes, by the definitions in float64."""
 
 import re
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfc.testing.small import Small
+from tfc.testing.family import Family, close, differ, softmax
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ZOO = Path(__file__).parents[2] / "examples" / "zoo" / "vision"
+FAMILY = Family(Path(__file__).parents[2] / "examples" / "zoo" / "vision")
+small, piece = FAMILY.small, FAMILY.piece
 RNG = np.random.default_rng(0)
 ROW, COLUMN = np.arange(64) // 8, np.arange(64) % 8
 
@@ -22,42 +22,12 @@ def normal(*shape):
     return RNG.normal(size=shape)
 
 
-@cache
-def small(name, change=None, **sets):
-    return Small(ZOO / f"{name}.tfm", change, **sets)
-
-
-@cache
-def piece(name, inputs, body, change=None, **sets):
-    """A model of one part of the spec: the model's text is replaced by `model piece(inputs) { body }`."""
-
-    def cut(text):
-        changed = text if change is None else change(text)
-        assert change is None or changed != text
-        return f"{changed[: changed.index(chr(10) + 'model ')]}\nmodel piece({inputs}) {{ {body} }}\n"
-
-    return Small(ZOO / f"{name}.tfm", cut, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
-
-
 def moved(f, x, *at):
     """How much each token of the result moves when x does at a place: [T]"""
     other = x.copy()
     other[(slice(None), *at)] += 1 + normal(*other[(slice(None), *at)].shape)
     change = np.abs(f(x) - f(other))
     return change.max(axis=(0, *range(2, change.ndim)))
-
-
-def softmax(x, axis=-1):
-    e = np.exp(x - x.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
 
 
 def visible(name, mask, **sets):

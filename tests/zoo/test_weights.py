@@ -1,6 +1,5 @@
 """What the papers behind examples/zoo/weights and examples/zoo/precision promise, at small sizes, in float64."""
 
-from functools import cache
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import pytest
 
 from tfc.backends.reference.program import evaluate
 from tfc.front import front
-from tfc.testing.small import Small
+from tfc.testing.family import Family, close, differ, replaced
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -21,29 +20,11 @@ LENGTHS = np.array([T, 5], np.int32)
 PICTURES = RNG.normal(size=(2, 16, 16, 3))
 
 
-@cache
+FAMILIES = {name: Family(ZOO / name) for name in ("weights", "precision")}
+
+
 def small(family, name, change=None, **sets):
-    return Small(ZOO / family / f"{name}.tfm", change, **sets)
-
-
-def close(found, expected, atol=1e-10):
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol)
-
-
-def differ(found, other):
-    assert np.abs(found - other).max() > 1e-6
-
-
-def without(*parts):
-    """The text with each (old, new) replaced."""
-
-    def change(text):
-        for old, new in parts:
-            assert old in text, old
-            text = text.replace(old, new)
-        return text
-
-    return change
+    return FAMILIES[family].small(name, change, **sets)
 
 
 # ---- causality, and padding that changes nothing
@@ -77,7 +58,7 @@ def test_causal(name):
 ])  # fmt: skip
 def test_padding_changes_nothing(family, name):
     # flexibert's Fourier and convolution layers mix all positions: only its attention is masked
-    change = without(("[look, dynamic, look, fourier]", "[look, look]")) if name == "flexibert" else None
+    change = replaced(("[look, dynamic, look, fourier]", "[look, look]")) if name == "flexibert" else None
     model = small(family, name, change)
     moved = TOKENS.copy()
     moved[1, 5:] = (moved[1, 5:] + 1) % 64
@@ -85,7 +66,7 @@ def test_padding_changes_nothing(family, name):
     if name == "outlier_suppression":  # one scale for the whole tensor, padding included
         differ(found[1, :5], other[1, :5])
         model = small(
-            family, name, without(('rounded((x - center) / stretch, int8(per = "tensor"))', "(x - center) / stretch"))
+            family, name, replaced(('rounded((x - center) / stretch, int8(per = "tensor"))', "(x - center) / stretch"))
         )
         found, other = (model(tokens=t, lengths=LENGTHS) for t in (TOKENS, moved))
     close(found[0], other[0])
@@ -106,14 +87,14 @@ def test_essential_sparsity_two_of_four():
             pruned = np.where((rank < 2).reshape(x.shape), x, 0)
             assert ((pruned != 0).reshape(x.shape[0], -1, 4, x.shape[2]).sum(axis=2) == 2).all()
         params[path] = pruned
-    dense = small("weights", "essential_sparsity", without(("weights = pattern", "weights = none")))
+    dense = small("weights", "essential_sparsity", replaced(("weights = pattern", "weights = none")))
     close(model(tokens=TOKENS, lengths=LENGTHS), dense(params=params, tokens=TOKENS, lengths=LENGTHS))
     close(model(params=params, tokens=TOKENS, lengths=LENGTHS), model(tokens=TOKENS, lengths=LENGTHS))  # idempotent
 
 
 def test_dsformer_all_of_a_group_is_low_rank():
     whole = small("weights", "dsformer", kept=4)
-    plain = small("weights", "dsformer", without((", weights = nm(kept, group)", "")))
+    plain = small("weights", "dsformer", replaced((", weights = nm(kept, group)", "")))
     close(whole(tokens=TOKENS, lengths=LENGTHS), plain(tokens=TOKENS, lengths=LENGTHS))
     differ(whole(tokens=TOKENS, lengths=LENGTHS), small("weights", "dsformer")(tokens=TOKENS, lengths=LENGTHS))
 
@@ -162,7 +143,7 @@ def test_smoe_dropout_all_chosen():
 
 def test_emoe_all_clusters_are_the_dense_network():
     every = small("weights", "emoe", chosen=8)
-    dense = small("weights", "emoe", without(("if(kept[b, t, e], 1, 0) *", "")))
+    dense = small("weights", "emoe", replaced(("if(kept[b, t, e], 1, 0) *", "")))
     close(every(tokens=TOKENS, lengths=LENGTHS), dense(tokens=TOKENS, lengths=LENGTHS))
     differ(every(tokens=TOKENS, lengths=LENGTHS), small("weights", "emoe")(tokens=TOKENS, lengths=LENGTHS))
 
@@ -232,7 +213,7 @@ def test_acm_no_learner_and_every_learner():
 def test_mohd_all_parts_are_the_dense_model():
     model = small("weights", "mohd", shared=7, chosen=1, parts=8)  # the softmax over one part is 1
     parts = [(f"part_of@around_{f}(rms@before_{f}(x), {f})", f"{f}(rms@before_{f}(x))") for f in ("look", "feed")]
-    dense = small("weights", "mohd", without(*parts))
+    dense = small("weights", "mohd", replaced(*parts))
     theirs = {p: model.params[_inside(p, model.params)] for p in dense.params}
     close(model(tokens=TOKENS), dense(params=theirs, tokens=TOKENS))
 
@@ -250,7 +231,9 @@ def test_looped_shares_and_one_turn_is_a_stack_of_three():
     assert not any(s.repeats for s in model.program.stored())
     points = RNG.normal(size=(2, T, 5))
     one = small("weights", "looped", turns=1)
-    three = small("weights", "looped", without(("repeat turns as turn { x = body(x + start) }", "x = body(x + start)")))
+    three = small(
+        "weights", "looped", replaced(("repeat turns as turn { x = body(x + start) }", "x = body(x + start)"))
+    )
     close(one(points=points), three(points=points))
     differ(one(points=points), model(points=points))
 
@@ -258,7 +241,7 @@ def test_looped_shares_and_one_turn_is_a_stack_of_three():
 def test_tleg_layers_lie_on_a_line():
     model = small("weights", "tleg")
     flat = model.with_params(slope=0.0)
-    shared = small("weights", "tleg", without(("turn / turns", "0")))
+    shared = small("weights", "tleg", replaced(("turn / turns", "0")))
     close(model(params=flat, image=PICTURES), shared(params={p: flat[p] for p in shared.params}, image=PICTURES))
     differ(model(image=PICTURES), model(params=flat, image=PICTURES))
 
@@ -283,7 +266,7 @@ def test_flexibert_fourier_mixes_as_the_transform_does():
 
 def test_lipschitz_residuals_are_convex():
     model = small("weights", "lipschitz", layers=1)
-    still = small("weights", "lipschitz", without(("let share = 1 / (2 * layers)", "let share = 0")), layers=1)
+    still = small("weights", "lipschitz", replaced(("let share = 1 / (2 * layers)", "let share = 0")), layers=1)
     params = still.params
     words = params["words.weight"][TOKENS]
     close(still(tokens=TOKENS), words @ params["head.weight"])
@@ -323,10 +306,6 @@ def test_vit_permuting_patches_with_their_positions():
 # ---- precision
 
 
-def plain(*parts):
-    return without(*parts)
-
-
 @pytest.mark.parametrize("name, off", [
     ("llm_int8", 'weights = int8   inputs = int8(per = "row", outliers = 6.0)'),
     ("fp8", "weights = fp8   inputs = fp8(per = \"row\")"),
@@ -334,9 +313,9 @@ def plain(*parts):
 ])  # fmt: skip
 def test_rounding_is_near_and_is_rounding(name, off):
     change = (
-        plain((off, ""))
+        replaced((off, ""))
         if name != "fp8"
-        else plain((off, ""), ("   kv_cache = fp8", ""), (", weights = none, inputs = none", ""))
+        else replaced((off, ""), ("   kv_cache = fp8", ""), (", weights = none, inputs = none", ""))
     )
     model, exact = small("precision", name), small("precision", name, change)
     given = {"tokens": TOKENS}
@@ -349,8 +328,10 @@ def test_rounding_is_near_and_is_rounding(name, off):
 
 
 def test_llm_int8_keeps_outlying_channels():
-    every = small("precision", "llm_int8", plain(("outliers = 6.0", "outliers = 0.0"), ("weights = int8   ", "")))
-    exact = small("precision", "llm_int8", plain(('weights = int8   inputs = int8(per = "row", outliers = 6.0)', "")))
+    every = small("precision", "llm_int8", replaced(("outliers = 6.0", "outliers = 0.0"), ("weights = int8   ", "")))
+    exact = small(
+        "precision", "llm_int8", replaced(('weights = int8   inputs = int8(per = "row", outliers = 6.0)', ""))
+    )
     close(every(tokens=TOKENS), exact(tokens=TOKENS), 1e-9)
 
 
@@ -365,7 +346,7 @@ def test_kv_int8_rounds_keys_and_values_only():
     model = small("precision", "kv_int8")
     names = [e.op.name for _, body in model.program.bodies() for e in body.eqns]
     assert names.count("rounded") == 2
-    exact = small("precision", "kv_int8", plain(('kv_cache = int8(per = "row")', "kv_cache = none")))
+    exact = small("precision", "kv_int8", replaced(('kv_cache = int8(per = "row")', "kv_cache = none")))
     found, wanted = model(tokens=TOKENS), exact(tokens=TOKENS)
     differ(found, wanted)
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
@@ -374,7 +355,7 @@ def test_kv_int8_rounds_keys_and_values_only():
 def test_outlier_suppression_is_the_same_function_before_rounding():
     bare = (("format = int8(fit = shift_scale)", "trained = yes"),
             ('rounded((x - center) / stretch, int8(per = "tensor"))', "(x - center) / stretch"))  # fmt: skip
-    model = small("precision", "outlier_suppression", plain(*bare))
+    model = small("precision", "outlier_suppression", replaced(*bare))
     given = {"tokens": TOKENS, "lengths": LENGTHS}
     params = dict(model.params)
     new = {"center": lambda x: RNG.normal(size=x.shape), "stretch": lambda x: 1 + RNG.random(x.shape)}
@@ -385,7 +366,7 @@ def test_outlier_suppression_is_the_same_function_before_rounding():
 def test_bct_a_block_as_long_as_the_row_is_one_scale_a_row():
     given = {"tokens": TOKENS, "lengths": LENGTHS}
     sizes = {"block_size": 64, "hidden": 64, "width": 64}
-    change = plain(("inputs  = int8(group = block_size)", 'inputs  = int8(per = "row")'))
+    change = replaced(("inputs  = int8(group = block_size)", 'inputs  = int8(per = "row")'))
     close(small("precision", "bct", **sizes)(**given), small("precision", "bct", change, **sizes)(**given))
     differ(
         small("precision", "bct", **sizes)(**given), small("precision", "bct", **{**sizes, "block_size": 8})(**given)

@@ -1,4 +1,4 @@
-"""Every spec of the zoo is checked, typed, formatted, short, says truly what it waits for, and runs where it can."""
+"""Every spec of the zoo is checked, typed, formatted, short, and runs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import tfc
-from tfc.backends.waits import waits
 from tfc.front import front
 from tfc.grammar.constructs import CONSTRUCTS, constructs, kinds, table
 from tfc.grammar.format import format_module
@@ -52,7 +51,6 @@ def test_seventy_systems():
 def test_checks_and_types(path):
     made = front(path)
     assert not made.warnings, [str(w) for w in made.warnings]
-    assert waits(made.program) == read_head(path).waits
 
 
 @spec
@@ -89,10 +87,6 @@ def test_runs(path):
     """`xla` gives what the definitions give, finite, at the small size that the head names."""
     head = read_head(path)
     sets: dict[str, Any] = dict(head.sets)
-    if head.waits:
-        with pytest.raises(tfc.TfcError):
-            tfc.compile(path, **sets)
-        return
     fast = tfc.compile(path, target="cpu", **sets)
     slow = tfc.compile(path, target="cpu", implementation="reference", **sets)
     params = fast.init(jax.random.key(0))

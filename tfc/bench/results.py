@@ -15,8 +15,9 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
+    "approximation": ("tfc/params/fit/*.py",),
 }
-"""The files of `backends/` whose code decides a suite's speed."""
+"""The files of `backends/` whose code decides a suite's figures; those that begin with `tfc/` are looked up in tfc."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Row:
     """One case against one peer, measured in one run. Times are device milliseconds, medians of `samples`.
 
     ratio: peer_ms / ours_ms, above 1 tfc is faster. floor_ms: what FLOPs and bytes alone need on this device.
-    errors: norm-wise distance to float64 on sampled rows, ours and the peer's.
+    errors: norm-wise distance to float64 on sampled rows, ours and the peer's. quality: of a suite of approximations,
+    what else was judged, by name; its module says what.
     """
 
     suite: str
@@ -43,15 +45,19 @@ class Row:
     kernel_hash: str
     command: str
     errors: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 def kernel_hash(suite: str) -> str:
     """A hash of the tokens of the suite's kernel sources; comments and blank lines do not count."""
-    root = Path(tfc.backends.__file__).parent
-    files = sorted({f for pattern in SOURCES[suite] for f in root.glob(pattern)})
+    backends, package = Path(tfc.backends.__file__).parent, Path(tfc.__file__).parent
+    files: dict[Path, str] = {}
+    for pattern in SOURCES[suite]:
+        root, below = (package, pattern.removeprefix("tfc/")) if pattern.startswith("tfc/") else (backends, pattern)
+        files |= {f: f.relative_to(root).as_posix() for f in root.glob(below)}
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode())
+    for file in sorted(files):
+        digest.update(files[file].encode())
         for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline):
             if token.type not in (tokenize.COMMENT, tokenize.NL):
                 digest.update(token.string.encode() + b"\0")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfc.bench.results import Row, markdown, read, write
+from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
 
 __all__ = ["bench", "render"]
@@ -21,8 +21,10 @@ def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: P
     from tfc.bench.peers import PEERS
     from tfc.targets import resolve
 
+    if suite == "approximation":
+        return _approximation(only, samples, folder, save)
     if suite != "attention":
-        raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention"))
+        raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention, approximation"))
     for name in against:
         if name not in PEERS:
             raise TfcError(Diagnostic("E820", f"there is no peer `{name}`", help=f"peers are: {', '.join(PEERS)}"))
@@ -56,9 +58,39 @@ def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: P
     return 0
 
 
+def _approximation(only: str, samples: int, folder: Path, save: bool) -> int:
+    """Approximations of a trained model beside it; with `save`, rows and a chart under folder/results/cpu."""
+    from tfc.bench import approximation
+    from tfc.commands.progress import progress
+
+    variants = [v for v in approximation.VARIANTS if only in v.name]
+    if not variants:
+        names = ", ".join(v.name for v in approximation.VARIANTS)
+        raise TfcError(Diagnostic("E820", f"no variant's name has `{only}`", help=f"variants are: {names}"))
+    spec = folder.parent / "examples" / "minilm.tfm"
+    with progress("fitting and measuring"):
+        dense = approximation.opened(spec, folder / "approximation")
+        rows = approximation.measured(dense, variants, samples)
+    if save:
+        device = folder / "results" / "cpu"
+        write(device / "approximation.jsonl", rows)
+        (device / "approximation.svg").write_text(approximation.chart(rows), encoding="utf-8")
+    print(approximation.table(rows), end="")
+    return 0
+
+
+def _table(rows: list[Row]) -> str:
+    """The table of a suite's rows, the newest of each case."""
+    if rows and rows[0].suite == "approximation":
+        from tfc.bench import approximation
+
+        return approximation.table(latest(rows))
+    return markdown(rows)
+
+
 def render(folder: Path) -> int:
     """Writes the tables of all committed results between the marks of folder's README.md and the project's."""
-    tables = "\n".join(markdown(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
+    tables = "\n".join(_table(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
     for readme in (folder / "README.md", folder.parent / "README.md"):
         text = readme.read_text(encoding="utf-8")
         head, mark, rest = text.partition(MARKS[0])

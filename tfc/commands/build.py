@@ -14,7 +14,11 @@ def build(file: str, sets: Mapping[str, str], target: str, implementation: str |
     """The model. A `let` may have any name here, `target` and `model` too. Raises TfcError as `tfc.compile` does."""
     lowered = front(file, sets).lowered
 
-    def optimize(held: frozenset[str]) -> pipeline.Result:
-        return pipeline.run(lowered.program, pipeline.DEFAULT, held)
+    def optimized(held: frozenset[str], seeded: bool = False) -> pipeline.Result:
+        passes = (*pipeline.opening(lowered.program, seeded), *pipeline.DEFAULT)
+        return pipeline.run(lowered.program, passes, held)
 
-    return Model(lowered.program, optimize, resolve(target), implementation, lowered.names)
+    def dropping(held: frozenset[str]) -> pipeline.Result:
+        return optimized(held, seeded=True)
+
+    return Model(lowered.program, optimized, resolve(target), implementation, lowered.names, dropping)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -18,12 +18,12 @@ import numpy as np
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir import names as naming
-from tfc.ir.names import Ignored, Joined, NamesMap, Ours, Row, Transposed
+from tfc.ir.names import Ignored, Joined, NamesMap, Ours, Reordered, Reshaped, Rolled, Row, Transposed
 from tfc.ir.program import Stored
 from tfc.params.files import Arrays, few, fitted, opened
 from tfc.params.initial import start
 
-__all__ = ["import_hf"]
+__all__ = ["INDEX", "WHOLE", "import_hf", "unnamed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,18 +34,19 @@ def import_hf(directory: str | os.PathLike[str], stored: Sequence[Stored], names
     """The parameters (dotted path -> array, stacked) of the checkpoint in a folder, or in one safetensors file.
 
     A type that holds every value of the checkpoint's is taken (bf16 as f32); nothing is rounded. A parameter that
-    is not trained and that the map does not name starts as the spec says.
+    is not trained and that the map does not name starts as the spec says. Where the map names a parameter twice, as
+    weights that are shared and by some saved twice, one array is enough, and several must be equal.
     Raises TfcError, ten complaints at most: E601 missing, E602 unknown, E603 shape, E605 element type, E606 no
-    safetensors, E607 unreadable, E608 a shard outside the folder.
+    safetensors, E607 unreadable, E608 a shard outside the folder, E620 several arrays for one parameter that differ.
     """
     rows = names.rows(tuple(stored))
     with ExitStack() as stack:
         found = _arrays(Path(directory), stack)
         target = _Target({p.path: p for p in stored})
-        faults = [*_strangers(rows, found), *_unnamed(rows, stored, names.name)]
+        faults = [*_strangers(rows, found), *unnamed(rows, stored, names.name)]
         for row in rows:
-            if row.theirs in found and not isinstance(row.ours, Ignored):
-                faults += target.enter(row, found[row.theirs][row.theirs])
+            there = [] if isinstance(row.ours, Ignored) else [name for name in row.names if name in found]
+            faults += [f for name in there for f in target.enter(row, name, found[name][name])]
     if faults:
         raise TfcError(*few(faults))
     return target.arrays | {
@@ -102,9 +103,11 @@ def _inside(folder: Path, name: str) -> Path:
 def _strangers(rows: Iterable[Row], found: Mapping[str, Arrays]) -> Iterator[Diagnostic]:
     """Arrays that the map expects and the checkpoint lacks, and the other way round."""
     expected = {row.theirs: row for row in rows}
-    extra = [name for name in found if name not in expected]
+    known = {name for row in rows for name in row.names}
+    extra = [name for name in found if name not in known]
+    filled = {place for row in rows if any(n in found for n in row.names) for place in row.places}
     for name, row in expected.items():
-        if name not in found and not isinstance(row.ours, Ignored):
+        if not any(n in found for n in row.names) and not row.places <= filled:
             near = closest(name, extra)
             hint = f"it has `{near}`, which the map does not name" if near else "is it a checkpoint of this model?"
             fact = f"the checkpoint lacks `{name}`, which is {_shown(row)}"
@@ -115,13 +118,16 @@ def _strangers(rows: Iterable[Row], found: Mapping[str, Arrays]) -> Iterator[Dia
 
 
 def _shown(row: Row) -> str:
-    turns = f" of turn {', '.join(map(str, row.turns))}" if row.turns else ""
-    return f"{row.ours}{turns}"
+    return f"{row.ours}{_of(row.turns)}"
 
 
-def _unnamed(rows: Iterable[Row], stored: Sequence[Stored], name: str) -> Iterator[Diagnostic]:
+def _of(turns: tuple[int, ...]) -> str:
+    return f" of turn {', '.join(map(str, turns))}" if turns else ""
+
+
+def unnamed(rows: Iterable[Row], stored: Sequence[Stored], name: str) -> Iterator[Diagnostic]:
     """Parameters, or turns of them, that no line of the map names."""
-    given = {(path, row.turns) for row in rows for path in naming.paths(row.ours)}
+    given = {place for row in rows for place in row.places}
     for p in stored:
         if not p.trained and p.init.kind not in ("normal", "glorot"):
             continue
@@ -138,51 +144,50 @@ class _Target:
     """The parameters as they fill up: arrays are entered turn by turn."""
 
     stored: Mapping[str, Stored]
-    arrays: dict[str, Array]
+    arrays: dict[str, Array] = field(default_factory=dict)
+    came: dict[tuple[str, tuple[int, ...]], str] = field(default_factory=dict)
+    """Path and turns -> the name of the array that it came from."""
 
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
-        object.__setattr__(self, "stored", stored)
-        object.__setattr__(self, "arrays", {})
-
-    def enter(self, row: Row, array: Array) -> list[Diagnostic]:
-        """Enters one of their arrays; what is wrong with it, if anything."""
+    def enter(self, row: Row, name: str, array: Array) -> list[Diagnostic]:
+        """Enters one of their arrays, which has that name; what is wrong with it, if anything."""
         shape = self._shape(row.ours)
         if array.shape != shape:
-            fact = f"`{row.theirs}` has the shape {list(array.shape)}, {_shown(row)} has {list(shape)}"
+            fact = f"`{name}` has the shape {list(array.shape)}, {_shown(row)} has {list(shape)}"
             turned = array.shape[::-1] == shape and len(shape) == 2
             hint = "write transpose(...) in the names map" if turned else "is it a checkpoint of another size?"
             return [Diagnostic("E603", fact, help=hint)]
-        return self._split(row, row.ours, array)
+        return self._split(row.turns, name, row.ours, array)
 
     def _shape(self, ours: Ours) -> tuple[int, ...]:
         """The shape that their array should have."""
-        match ours:
-            case naming.Path(path):
-                p = self.stored[path]
-                return p.type.ints[len(p.repeats) :]
-            case Transposed(of):
-                *outer, rows, columns = self._shape(of)
-                return (*outer, columns, rows)
-            case Joined(parts):
-                shapes = [self._shape(p) for p in parts]
-                return (*shapes[0][:-1], sum(s[-1] for s in shapes))
-        raise TypeError(f"{type(ours).__name__} names no parameter")
+        known = {p: self.stored[p].type.ints[len(self.stored[p].repeats) :] for p in naming.paths(ours)}
+        return naming.shape_of(ours, known)
 
-    def _split(self, row: Row, ours: Ours, array: Array) -> list[Diagnostic]:
+    def _split(self, turns: tuple[int, ...], name: str, ours: Ours, array: Array) -> list[Diagnostic]:
         match ours:
             case naming.Path(path):
                 p = self.stored[path]
-                found = fitted(array, p.type.dtype, f"`{row.theirs}`")
+                found = fitted(array, p.type.dtype, f"`{name}`")
                 if isinstance(found, Diagnostic):
                     return [found]
                 if path not in self.arrays:
                     self.arrays[path] = np.zeros(p.type.ints, found.dtype)
-                self.arrays[path][row.turns] = found
+                first = self.came.setdefault((path, turns), name)
+                if first != name and self.arrays[path][turns].tobytes() != found.tobytes():
+                    fact = f"`{first}` and `{name}` are both {path}{_of(turns)}, and differ"
+                    return [Diagnostic("E620", fact, help="the model has one array for both")]
+                self.arrays[path][turns] = found
                 return []
             case Transposed(of):
-                return self._split(row, of, np.swapaxes(array, -1, -2))
+                return self._split(turns, name, of, np.swapaxes(array, -1, -2))
+            case Reordered(of, order):
+                return self._split(turns, name, of, np.transpose(array, np.argsort(order)))
+            case Reshaped(of):
+                return self._split(turns, name, of, array.reshape(self._shape(of)))
+            case Rolled(of, by):
+                return self._split(turns, name, of, np.roll(array, -by, axis=-1))
             case Joined(parts):
                 ends = np.cumsum([self._shape(p)[-1] for p in parts])[:-1]
                 pieces = np.split(array, ends, axis=-1)
-                return [f for p, x in zip(parts, pieces, strict=True) for f in self._split(row, p, x)]
+                return [f for p, x in zip(parts, pieces, strict=True) for f in self._split(turns, name, p, x)]
         raise TypeError(f"{type(ours).__name__} names no parameter")

@@ -21,6 +21,7 @@ from tfc.formula.expr import (
 )
 from tfc.formula.guard import partial
 from tfc.formula.ranges import ranges
+from tfc.ir.dropout import check_dropped
 from tfc.ir.op import Op
 from tfc.ir.types import DType, IRError, Size, TensorType, bind
 
@@ -286,6 +287,9 @@ class Attention(Op):
 
     Query head i reads key/value head i // (H // G) (arXiv:2305.13245). A query
     that may see no key at all yields zeros and lse = -inf.
+
+    dropout: the rate at which weights are left out between weigh and mix, by `Dropout` with the path `site`; where it
+    is not 0, the last of the captured operands are the seed and `turns` turns of loops.
     """
 
     name: ClassVar[str] = "attention"
@@ -293,6 +297,14 @@ class Attention(Op):
     score: Expr = S
     mask: Expr = YES
     weigh: Expr = P
+    dropout: float = 0.0
+    site: str = ""
+    turns: int = 0
+
+    @property
+    def seeds(self) -> int:
+        """How many of the captured operands, the last ones, say what is dropped."""
+        return 1 + self.turns if self.dropout else 0
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         q, k, v, *captured = operands
@@ -303,5 +315,9 @@ class Attention(Op):
             raise IRError(f"attention: mask {self.mask} is no boolean")
         for formula, variables in ((self.score, _SCORE), (self.mask, _MASK), (self.weigh, _WEIGH)):
             check_slots("attention", tuple(captured), q, k, formula, variables=variables)
+        if not 0 <= self.dropout < 1 or self.turns < 0 or len(captured) < self.seeds:
+            raise IRError(f"attention: dropout of {self.dropout}, {self.turns} turns, {len(captured)} operands captured")
+        if self.dropout:
+            check_dropped("attention", captured[-self.seeds :])
         lse = DType.F64 if q.dtype is DType.F64 else DType.F32
         return q.with_last(v.last), TensorType((q.shape[0], q.shape[2], q.shape[1]), lse)

@@ -89,7 +89,8 @@ FITTERS: Mapping[str, Fitter] = {
         Fitter("gptq", {"damp": 0.01, "block": 128}, "column by column, the rest compensating (arXiv:2210.17323)"),
         Fitter("shift_scale", {"steps": 100}, "channels shifted and scaled first (Outlier Suppression+, "
                "arXiv:2304.09145)"),
-        Fitter("ksh", {"steps": 100, "pairs": 10}, "kernel-supervised hashing, bit by bit (EcoFormer, "
+        Fitter("ksh", {"steps": 100, "pairs": 10, "unlike": 0, "rate": 5e-4}, "kernel-supervised hashing, bit by "
+               "bit: of each query `pairs` keys are alike, `unlike` (0: as many) are not (EcoFormer, "
                "arXiv:2209.09004)"),
         Fitter("kmeans", {"rounds": 20}, "centres of clusters"),
         Fitter("balanced_kmeans", {"rounds": 20}, "centres of clusters of one size"),

@@ -21,6 +21,7 @@ from tfc.ir.attention import (
     reads_row,
 )
 from tfc.ir.caching import CacheRead, CacheWrite
+from tfc.ir.dropout import Dropout
 from tfc.ir.formats import Rounded
 from tfc.ir.functions import ArrayFunction
 from tfc.ir.op import Op, broadcast, promote
@@ -31,6 +32,7 @@ from tfc.ir.types import DType, IRError, Size, TensorType, bind, product
 
 __all__ = [
     "OPS",
+    "REMAT",
     "ROW",
     "YES",
     "ArrayFunction",
@@ -41,6 +43,7 @@ __all__ = [
     "Cast",
     "Concat",
     "Constant",
+    "Dropout",
     "Elementwise",
     "FeedForward",
     "Index",
@@ -316,6 +319,8 @@ class Repeat(Op):
     stacked: [count, ...]
     body: a Program whose inputs are (index: int[], carries..., invariants...) and whose results are the carries.
     label: the path segment and the index's name in the spec.
+    remat: what a turn computes again for its gradients instead of keeping it: `none`, `full` (all but the carries) or
+    `dots` (all but the carries and the products with weights); arXiv:1604.06174. Values are the same.
     """
 
     name: ClassVar[str] = "repeat"
@@ -323,6 +328,7 @@ class Repeat(Op):
     label: str
     carries: int
     body: Program
+    remat: str = "none"
 
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         index, *rest = (i.value.type for i in self.body.inputs)
@@ -340,13 +346,16 @@ class Repeat(Op):
         return replace(self, body=self.body.bind(lengths))
 
 
+REMAT = ("none", "full", "dots")
+"""What `Repeat.remat` may be."""
+
 OPS: Mapping[str, type[Op]] = {
     op.name: op
     for op in (
         Constant, Elementwise, Reduction, Index, Take, Linear, Reshape, Slice, Concat, Cast, Rotate,
         Scores, Score, Masked, Weigh, Mix, Attention, FeedForward, Repeat,
         Recurrence, Top, Route, Calibrated, Rounded, ArrayFunction,
-        CacheRead, CacheWrite,
+        CacheRead, CacheWrite, Dropout,
     )
 }  # fmt: skip
 """Every operation by its name. Lists that depend on it (text form, kernels, README tables) are tested against it."""

@@ -4,12 +4,13 @@ Axes count from the end (-1 is the last), so that a map means the same for a par
 (leading axes of `repeat`s). `tfc/params/` applies maps, differentiably; passes only write them.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 __all__ = [
     "IDENTITY",
     "Add",
+    "Call",
     "Concat",
     "Expr",
     "MatVec",
@@ -18,8 +19,11 @@ __all__ = [
     "Part",
     "ScaleRows",
     "Source",
+    "Stack",
     "Sub",
+    "Turn",
     "UnscaleRows",
+    "inside",
     "parts",
     "sources",
     "substitute",
@@ -61,6 +65,23 @@ class Part(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Stack(Expr):
+    """Parts one upon another along a new axis, which is `axis` of the result."""
+
+    of: tuple[Expr, ...]
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Expr):
+    """Element `index` along an axis, which goes: what `Stack` put together, taken apart."""
+
+    of: Expr
+    index: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleRows(Expr):
     """weight [..., K, O] with row k multiplied by scale [..., K]."""
 
@@ -96,14 +117,29 @@ class Sub(Expr):
     right: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Call(Expr):
+    """Result number `result` of a procedure of the table `tfc.params.fit.FITS`, given arrays and settings.
+
+    data: the key of the calibration statistics that it needs besides (`tfc.calibration`), an empty string for none.
+    Procedures take leading axes as stacks, so that a map means the same for a parameter and for a stack of them.
+    """
+
+    fn: str
+    of: tuple[Expr, ...]
+    settings: tuple[tuple[str, bool | int | float | str], ...] = ()
+    result: int = 0
+    data: str = ""
+
+
 def parts(expr: Expr) -> tuple[Expr, ...]:
     """The expressions directly inside an expression."""
     match expr:
         case Source():
             return ()
-        case Concat(inner, _):
+        case Concat(inner, _) | Stack(inner, _) | Call(_, inner, _, _, _):
             return inner
-        case Part(of, _, _, _):
+        case Part(of, _, _, _) | Turn(of, _, _):
             return (of,)
         case ScaleRows(a, b) | UnscaleRows(a, b) | MatVec(a, b) | Add(a, b) | Sub(a, b):
             return (a, b)
@@ -117,6 +153,10 @@ def text(expr: Expr) -> str:
             return path
         case Concat(inner, axis):
             return f"concat({', '.join(map(text, inner))}{'' if axis == -1 else f', axis={axis}'})"
+        case Stack(inner, axis):
+            return f"stack({', '.join(map(text, inner))}, axis={axis})"
+        case Turn(of, index, axis):
+            return f"turn({text(of)}, {index}, axis={axis})"
         case Part(of, start, size, axis):
             return f"part({text(of)}, {start}, {size}{'' if axis == -1 else f', axis={axis}'})"
         case Add(a, b):
@@ -129,6 +169,9 @@ def text(expr: Expr) -> str:
             return f"unscale_rows({text(a)}, {text(b)})"
         case MatVec(a, b):
             return f"matvec({text(a)}, {text(b)})"
+        case Call(fn, inner, settings, result, data):
+            given = [*map(text, inner), *(f"{k}={v}" for k, v in settings), *([f"data={data}"] if data else [])]
+            return f"{fn}({', '.join(given)})[{result}]"
     raise TypeError(f"{type(expr).__name__} is no expression over parameters")
 
 
@@ -146,6 +189,12 @@ def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
             return values.get(path, expr)
         case Concat(inner, axis):
             return Concat(tuple(substitute(p, values) for p in inner), axis)
+        case Call(_, inner, _, _, _):
+            return replace(expr, of=tuple(substitute(p, values) for p in inner))
+        case Stack(inner, axis):
+            return Stack(tuple(substitute(p, values) for p in inner), axis)
+        case Turn(of, index, axis):
+            return Turn(substitute(of, values), index, axis)
         case Part(of, start, size, axis):
             return Part(substitute(of, values), start, size, axis)
         case ScaleRows(a, b) | UnscaleRows(a, b) | MatVec(a, b) | Add(a, b) | Sub(a, b):
@@ -193,15 +242,22 @@ class ParamMap:
             backward,
             (self.removed | (later.removed - made)) - forward.keys(),
             (self.kept - later.removed) | later.kept,
-            self.guards + tuple(NonZero(self._old(g.path), g.site) for g in later.guards),
+            self.guards + tuple(NonZero(old, g.site) for g in later.guards for old in self._old(g.path)),
         )
 
-    def _old(self, path: str) -> str:
-        """The parameter that `path` holds after this map, by its path before it."""
-        match self.forward.get(path, Source(path)):
-            case Source(old):
-                return old
-        raise ValueError(f"a guard asks for {path}, which is computed")
+    def _old(self, path: str) -> list[str]:
+        """The parameters whose elements `path` holds after this map, by their paths before it."""
+        expr = self.forward.get(path, Source(path))
+        if not all(isinstance(e, Source | Concat | Part | Stack | Turn) for e in inside(expr)):
+            raise ValueError(f"a guard asks for {path}, which is computed")
+        return sorted(sources(expr))
+
+
+def inside(expr: Expr) -> Iterator[Expr]:
+    """The expression and all within it."""
+    yield expr
+    for part in parts(expr):
+        yield from inside(part)
 
 
 IDENTITY = ParamMap()

@@ -40,7 +40,21 @@ from tfc.formula.expr import Field as FieldNode
 from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Format
 from tfc.ir.formulas import Place, held, variables
 from tfc.ir.functions import FUNCTIONS
-from tfc.ir.ops import OPS, ArrayFunction, Calibrated, Constant, Elementwise, Index, Op, Repeat, Rounded, Route
+from tfc.ir.ops import (
+    OPS,
+    REMAT,
+    ArrayFunction,
+    Attention,
+    Calibrated,
+    Constant,
+    Dropout,
+    Elementwise,
+    Index,
+    Op,
+    Repeat,
+    Rounded,
+    Route,
+)
 from tfc.ir.program import Eqn, Param, Program, Value
 from tfc.ir.scan import NAME, PATH, WORDS
 from tfc.ir.text import line, word
@@ -59,7 +73,7 @@ ARITY = {
     "concat": (1, None), "cast": (1, 1), "rotate": (1, None), "scores": (2, 2), "score": (1, None), "masked": (1, None),
     "weigh": (1, None), "mix": (2, 2), "attention": (3, None), "ffn": (3, 7), "index": (0, None), "repeat": (0, None),
     "recurrence": (3, 8), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
-    "function": (0, None), "cache_read": (2, 2), "cache_write": (3, 5),
+    "function": (0, None), "cache_read": (2, 2), "cache_write": (3, 5), "dropout": (1, None),
 }  # fmt: skip
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 
@@ -208,6 +222,8 @@ def _param(param: Param) -> None:
     if param.format is not None:
         if not (param.value.type.dtype.floating and own):
             raise IRError(f"{what}: {param.value.type} kept as {param.format.name}")
+        if param.format.name in FORMATS and not FORMATS[param.format.name].rounds:
+            raise IRError(f"{what}: kept as {param.format.name}, which is made of several parameters")
         _format(what, param.format)
     if param.fit is not None:
         _fit(what, param.fit)
@@ -302,6 +318,12 @@ def _op(op: Op, lengths: Lengths) -> None:
         case Calibrated(path=path):
             if PATH.match(path) is None:
                 raise IRError(f"calibrated: `{path}` is no path for a parameter")
+        case Dropout(path=path):
+            if PATH.match(path) is None:
+                raise IRError(f"dropout: `{path}` is no path")
+        case Attention(dropout=rate, site=path):
+            if (PATH.match(path) is not None) != (rate != 0):
+                raise IRError(f"attention: dropout of {rate} with the path `{path}`")
 
 
 def _listed(types: Iterable[TensorType]) -> str:
@@ -397,6 +419,8 @@ def _repeat(op: Repeat, lengths: Lengths) -> None:
         raise IRError(f"repeat: `{op.label}` is no label")
     if op.count < 0:
         raise IRError(f"repeat: {op.count} turns")
+    if op.remat not in REMAT:
+        raise IRError(f"repeat: remat is {', '.join(REMAT)}, not `{op.remat}`")
     body = op.body
     if not (len(body.inputs) > op.carries >= 0):
         raise IRError(f"repeat: a body of {len(body.inputs)} inputs for {op.carries} carries")

@@ -1,10 +1,13 @@
 """A ParamMap and a tree of parameters -> the tree that the passes' program takes, and the way back.
 
 Trees are flat: dotted path -> array, stacked where the parameter belongs to a `repeat`. Everything is plain `jnp`, so
-gradients run through; every axis of a map counts from the end, so a stack is treated like its parts.
+gradients run through; every axis of a map counts from the end, so a stack is treated like its parts. Procedures
+that fit (`Call`) are computed once for all their results.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.ir.param_map import (
     Add,
+    Call,
     Concat,
     Expr,
     MatVec,
@@ -20,22 +24,67 @@ from tfc.ir.param_map import (
     Part,
     ScaleRows,
     Source,
+    Stack,
     Sub,
+    Turn,
     UnscaleRows,
+    inside,
     sources,
 )
+from tfc.params.fit import fitted
 
 __all__ = ["evaluate", "failing_guards", "pack", "unpack"]
 
 Array = jax.Array
 Tree = Mapping[str, Array]
+Data = Mapping[str, Any]
+"""Calibration statistics by key, for the procedures that ask for them."""
 
 
-def pack(map: ParamMap, tree: Tree) -> dict[str, Array]:
-    """The parameters after the passes. Raises TfcError E601 where one is missing."""
+def pack(map: ParamMap, tree: Tree, data: Data | None = None) -> dict[str, Array]:
+    """The parameters after the passes. Raises TfcError: E601 where one is missing, E631 where a procedure asks for
+    calibration statistics that `data` lacks."""
     _need(map.forward, map.removed, tree, "the parameters before the passes")
     gone = map.removed | map.forward.keys()
-    return {p: x for p, x in tree.items() if p not in gone} | {p: evaluate(e, tree) for p, e in map.forward.items()}
+    made: Made = {}
+    read = {**tree, **_stacked(map.forward.values(), tree)}
+    new = {p: evaluate(e, read, data, made) for p, e in map.forward.items()}
+    return {p: x for p, x in tree.items() if p not in gone} | new
+
+
+JOINED = 1 << 26
+"""Bytes of stacks that are made together. XLA takes long to compile each array that is put together of many (on a CPU
+0.2 s of 128 parts); one vector of all parts, of which the stacks are pieces, it compiles at once, and it writes twice."""
+
+
+def _stacked(exprs: Iterable[Expr], tree: Tree) -> dict[str, Array]:
+    """The small stacks of whole parameters in the expressions, by `_name`, made together."""
+    found: dict[Any, dict[str, Stack]] = {}
+    for expr in exprs:
+        for inner in inside(expr):
+            if isinstance(inner, Stack) and all(isinstance(p, Source) and p.path in tree for p in inner.of):
+                (path,) = sources(inner.of[0])
+                first = tree[path]
+                if -inner.axis == first.ndim + 1:
+                    found.setdefault(jnp.dtype(first.dtype), {})[_name(inner)] = inner
+    made: dict[str, Array] = {}
+    for dtype, stacks in found.items():
+        arrays = {name: [tree[path] for p in stack.of for path in sources(p)] for name, stack in stacks.items()}
+        size = sum(x.size for xs in arrays.values() for x in xs)
+        if len(stacks) < 2 or size * dtype.itemsize > JOINED:
+            continue
+        flat = jax.lax.concatenate([jnp.ravel(x) for xs in arrays.values() for x in xs], 0)
+        start = 0
+        for name, xs in arrays.items():
+            end = start + len(xs) * xs[0].size
+            made[name] = jnp.reshape(flat[start:end], (len(xs), *xs[0].shape))
+            start = end
+    return made
+
+
+def _name(stack: Stack) -> str:
+    """What no parameter is called."""
+    return str(stack)
 
 
 def unpack(map: ParamMap, tree: Tree) -> dict[str, Array]:
@@ -43,7 +92,9 @@ def unpack(map: ParamMap, tree: Tree) -> dict[str, Array]:
     it scaled them. Raises TfcError E601 where one is missing."""
     _need(map.backward, frozenset(map.forward), tree, "the parameters after the passes (from `pack`)")
     gone = map.forward.keys() | map.backward.keys()
-    return {p: x for p, x in tree.items() if p not in gone} | {p: evaluate(e, tree) for p, e in map.backward.items()}
+    made: Made = {}
+    old = {p: evaluate(e, tree, None, made) for p, e in map.backward.items()}
+    return {p: x for p, x in tree.items() if p not in gone} | old
 
 
 def failing_guards(map: ParamMap, tree: Tree) -> tuple[NonZero, ...]:
@@ -60,28 +111,49 @@ def _need(made: Mapping[str, Expr], taken: frozenset[str], tree: Tree, what: str
         raise TfcError(*(Diagnostic("E601", f"the parameter `{path}` is missing", help=hint) for path in missing))
 
 
-def evaluate(expr: Expr, tree: Tree) -> Array:
-    """An expression over parameters. Leading axes beyond those that an operation speaks of are stacks."""
+Made = dict[Call, tuple[Array, ...]]
+
+
+def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None = None) -> Array:
+    """An expression over parameters. Leading axes beyond those that an operation speaks of are stacks.
+
+    made: the results of calls computed so far, by the call with its result number 0; it grows.
+    """
+    made = {} if made is None else made
+
+    def value(expr: Expr) -> Array:
+        return evaluate(expr, tree, data, made)
+
     match expr:
         case Source(path):
             return tree[path]
         case Concat(parts, axis):
-            return jnp.concatenate([evaluate(p, tree) for p in parts], axis)
+            return jnp.concatenate([value(p) for p in parts], axis)
+        case Stack(parts, axis):
+            known = tree.get(_name(expr))
+            return jnp.stack([value(p) for p in parts], axis) if known is None else known
+        case Turn(of, index, axis):
+            return jax.lax.index_in_dim(value(of), index, axis, keepdims=False)
         case Part(of, start, size, axis):
-            return jax.lax.slice_in_dim(evaluate(of, tree), start, start + size, axis=axis)
+            return jax.lax.slice_in_dim(value(of), start, start + size, axis=axis)
         case ScaleRows(weight, scale):
-            w = evaluate(weight, tree)
-            return w * evaluate(scale, tree).astype(w.dtype)[..., None]
+            w = value(weight)
+            return w * value(scale).astype(w.dtype)[..., None]
         case UnscaleRows(weight, scale):
-            w = evaluate(weight, tree)
-            return w / evaluate(scale, tree).astype(w.dtype)[..., None]
+            w = value(weight)
+            return w / value(scale).astype(w.dtype)[..., None]
         case MatVec(vector, weight):
-            v, w = evaluate(vector, tree), evaluate(weight, tree)
+            v, w = value(vector), value(weight)
             wide = jnp.promote_types(jnp.float32, w.dtype)
             out = jnp.einsum("...k,...ko->...o", v.astype(wide), w.astype(wide), precision="highest")
             return out.astype(w.dtype)
         case Add(left, right):
-            return evaluate(left, tree) + evaluate(right, tree)
+            return value(left) + value(right)
         case Sub(left, right):
-            return evaluate(left, tree) - evaluate(right, tree)
+            return value(left) - value(right)
+        case Call(result=result):
+            call = replace(expr, result=0)
+            if call not in made:
+                made[call] = fitted(call, [value(p) for p in expr.of], data)
+            return made[call][result]
     raise TypeError(f"{type(expr).__name__} is no expression over parameters")

@@ -69,6 +69,7 @@ class Arrays:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self.names: tuple[str, ...] = tuple(handle.keys())
+        self.metadata: Mapping[str, str] = handle.metadata() or {}
 
     def __getitem__(self, name: str) -> Array:
         array: Array = self._handle.get_tensor(name)

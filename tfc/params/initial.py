@@ -2,7 +2,10 @@
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +21,21 @@ Array = jax.Array
 
 def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
     """Every parameter by path. Each draws from a key of its own, made of `key` and its path: adding a parameter
-    to a spec leaves the others as they were."""
-    return {p.path: start(p, jax.random.fold_in(key, zlib.crc32(p.path.encode()))) for p in stored}
+    to a spec leaves the others as they were. Those that start alike are drawn by one compiled function."""
+    return {p.path: _started(p, key) for p in stored}
+
+
+def _started(param: Stored, key: Array) -> Array:
+    code = zlib.crc32(param.path.encode())
+    if param.init.kind not in ("normal", "uniform", "glorot", "orthogonal"):
+        return start(param, key)
+    return _drawing(replace(param, path=param.init.kind))(key, np.uint32(code))
+
+
+@lru_cache(maxsize=1024)
+def _drawing(param: Stored) -> Callable[[Array, Any], Array]:
+    """(key, code of the path) -> the parameter, compiled once for all layers."""
+    return jax.jit(lambda key, code: start(param, jax.random.fold_in(key, code)))
 
 
 def start(param: Stored, key: Array) -> Array:

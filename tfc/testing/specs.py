@@ -1,4 +1,4 @@
-"""The head of a spec file turned into what it says of itself: what it waits for, and which settings make it small."""
+"""The head of a spec file turned into what it says of itself: which settings make it small."""
 
 import re
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ __all__ = ["Head", "lines_of_code", "read_head"]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`# waits for: ..` as names; `# small: width=32; T=16` as overrides of `let`s and lengths of the inputs."""
+    """`# small: width=32; T=16` as overrides of `let`s and lengths of the inputs."""
 
-    waits: tuple[str, ...]
     sets: dict[str, str]
     lengths: dict[str, int]
 
@@ -20,12 +19,10 @@ def read_head(path: Path) -> Head:
     """The comments before the first line of code. Raises ValueError where one is missing or cannot be read."""
     text = path.read_text(encoding="utf-8")
     head = text[: text.find("tfm 1")]
-    waits = re.search(r"^# waits for: (.+)$", head, re.M)
     small = re.search(r"^# small: ([^;\n]*)(?:;([^\n]*))?$", head, re.M)
-    if waits is None or small is None:
-        raise ValueError(f"{path}: begins with `# waits for: ..` and `# small: ..`")
-    names = () if waits[1].strip() == "nothing" else tuple(n.strip() for n in waits[1].split(","))
-    return Head(names, _pairs(small[1]), {name: int(n) for name, n in _pairs(small[2] or "").items()})
+    if small is None:
+        raise ValueError(f"{path}: begins with `# small: ..`")
+    return Head(_pairs(small[1]), {name: int(n) for name, n in _pairs(small[2] or "").items()})
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -1,0 +1,244 @@
+"""A program's equations -> sequences of layers that differ in nothing but their parameters, and such a one as a loop."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from tfc.ir.ops import Constant, Op, Repeat, Route
+from tfc.ir.program import Eqn, Init, Input, Param, Program, Value
+from tfc.ir.types import DType, TensorType
+
+__all__ = ["Layers", "Text", "with_paths"]
+
+Place = tuple[int, int]
+"""A value of a layer: by the number of its equation, and which of its results it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Where an operand comes from: `own`, a place in the same layer; `before`, one in the layer before; `param`, which of
+    the layer's parameters it is; or `other`, a value from outside."""
+
+    own: Place | None = None
+    before: Place | None = None
+    param: int | None = None
+    other: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Equal layers, from equation `start` on.
+
+    eqns: of each layer. roles: of the operands of the second one. params: for each parameter of a layer those of all.
+    starts: what a layer hands on, and what the first one takes for it. constants: equations that all layers read.
+    """
+
+    start: int
+    eqns: Sequence[Sequence[Eqn]]
+    roles: Sequence[Sequence[Role]]
+    params: Sequence[Sequence[Param]]
+    starts: Mapping[Place, Value]
+    constants: Mapping[Value, Eqn]
+
+    def loop(self, label: str, paths: Mapping[str, str], program: Program) -> Eqn:
+        """The loop. paths: of the first layer's parameters -> of their stacks."""
+        first, last = self.eqns[0], self.eqns[-1]
+        taken = {o.name for e in first for o in e.outs} | {column[0].value.name for column in self.params}
+
+        def fresh(name: str, type: TensorType) -> Value:
+            free, n = name, 1
+            while free in taken:
+                n += 1
+                free = f"{name}_{n}"
+            taken.add(free)
+            return Value(free, type)
+
+        index = fresh(label, TensorType((), DType.I32))
+        carried = {place: fresh(v.name, v.type) for place, v in self.starts.items()}
+        others = dict.fromkeys(r.other for roles in self.roles for r in roles if r.other is not None)
+        outside = {v: fresh(v.name, v.type) for v in others}
+        shared = [Eqn((outside[v],), e.op, (), e.span) for v, e in self.constants.items() if v in outside]
+        given = [v for v in outside if v not in self.constants]
+
+        def operand(role: Role, value: Value) -> Value:
+            if role.before is not None:
+                return carried[role.before]
+            return outside[role.other] if role.other is not None else value
+
+        eqns = [
+            Eqn(e.outs, with_paths(e.op, lambda p: paths[p]), tuple(map(operand, roles, e.args)), e.span)
+            for e, roles in zip(first, self.roles, strict=True)
+        ]
+        own = {column[0].path for column in self.params}
+        body = Program(
+            label,
+            tuple(Input(v) for v in (index, *carried.values(), *(outside[v] for v in given))),
+            tuple(replace(p, path=paths[p.path], init=Init("packed")) for p in program.params if p.path in own),
+            (*shared, *eqns),
+            tuple(first[at].outs[n] for at, n in carried),
+            program.precision,
+        )
+        op = Repeat(count=len(self.eqns), label=label, carries=len(carried), body=body)
+        outs = tuple(last[at].outs[n] for at, n in carried)
+        return Eqn(outs, op, (*self.starts.values(), *given), first[0].span)
+
+
+class Text:
+    """A program's equations but for constants, which layers share, as something to find repetitions in."""
+
+    def __init__(self, program: Program) -> None:
+        self.constants = [e for e in program.eqns if isinstance(e.op, Constant)]
+        self.eqns = [e for e in program.eqns if not isinstance(e.op, Constant)]
+        self.params = {p.value: p for p in program.params}
+        self.made: dict[Value, Place] = {out: (n, i) for n, e in enumerate(self.eqns) for i, out in enumerate(e.outs)}
+        self.ends = {*program.results, *(v for _, v in program.reports)}
+        self.readers: dict[Value, list[int]] = {}
+        for n, eqn in enumerate(self.eqns):
+            for arg in eqn.args:
+                self.readers.setdefault(arg, []).append(n)
+        known: dict[object, int] = {}
+        self.signs = [known.setdefault(self._sign(e), len(known)) for e in self.eqns]
+
+    def _sign(self, eqn: Eqn) -> object:
+        """What equal equations of two layers have in common."""
+        op: object = eqn.op
+        if isinstance(eqn.op, Repeat | Route):
+            op = repr(with_paths(eqn.op, lambda path: "_"))
+        return op, tuple(o.type for o in eqn.outs), tuple((a.type, a in self.params) for a in eqn.args)
+
+    def candidates(self, least: int) -> list[tuple[int, int, int]]:
+        """(start, equations of a layer, layers) of sequences that look alike, those that save most first; of those with
+        parameters. Of several places where a layer may begin, first the one where it takes least of the one before."""
+        places: dict[int, list[int]] = {}
+        for n, sign in enumerate(self.signs):
+            places.setdefault(sign, []).append(n)
+        gaps = Counter(b - a for at in places.values() if len(at) >= least for a, b in pairwise(at))
+        found = [c for period, often in gaps.items() if often >= least - 1 for c in self._runs(period, least)]
+        worth = [c for c in found if next(self.private(*c[:2]), None) is not None]
+        return sorted(worth, key=lambda c: (-c[1] * (c[2] - 1), c[1], self._crossing(*c[:2]), c[0]))
+
+    def _runs(self, period: int, least: int) -> Iterator[tuple[int, int, int]]:
+        run, signs = 0, self.signs
+        for n in range(len(signs) - period + 1):
+            if n + period < len(signs) and signs[n] == signs[n + period]:
+                run += 1
+                continue
+            if (turns := run // period + 1) >= least:
+                for shift in range(run % period + 1):
+                    yield n - run + shift, period, turns
+            run = 0
+
+    def _crossing(self, start: int, period: int) -> int:
+        """How many values of the first layer the second one takes."""
+        middle, end = start + period, start + 2 * period
+        return len({a for e in self.eqns[middle:end] for a in e.args if start <= self.made.get(a, (-1, 0))[0] < middle})
+
+    def private(self, start: int, period: int) -> Iterator[Param]:
+        """The parameters that one layer has for itself, in the order in which it reads them."""
+        seen: set[Value] = set()
+        for eqn in self.eqns[start : start + period]:
+            for arg in eqn.args:
+                if arg in self.params and arg not in seen and self._owned(arg, start, start + period):
+                    seen.add(arg)
+                    yield self.params[arg]
+            if isinstance(eqn.op, Repeat | Route):
+                yield from _params(eqn.op.body)
+
+    def _owned(self, value: Value, start: int, end: int) -> bool:
+        reads = self.readers[value]
+        return start <= reads[0] and reads[-1] < end and value not in self.ends and not self.params[value].repeats
+
+    def layers(self, start: int, period: int, turns: int, least: int) -> Layers | str:
+        """As many equal layers from `start` on as there are; or why there are fewer than `least`."""
+        cuts = [range(start + n * period, start + (n + 1) * period) for n in range(turns)]
+        columns = [list(self.private(cut.start, period)) for cut in cuts]
+        roles = [self._roles(cut, period, params) for cut, params in zip(cuts, columns, strict=True)]
+        starts = self._starts(cuts[0], roles[1])
+        if starts is None:
+            return "the first layer takes several values where the others take one"
+        count, why = turns, ""
+        for n in (0, *range(2, turns)):
+            if why := self._unlike(roles, columns, n):
+                count = 0 if n == 0 else n
+                break
+        while count >= least and (told := self._told(cuts, count, starts)):
+            why, count = told, count - 1
+        if count < least:
+            return why
+        if not starts:
+            return "none of its layers takes anything of the one before"
+        constants = {e.out: e for e in self.constants}
+        eqns = [[self.eqns[n] for n in cut] for cut in cuts[:count]]
+        return Layers(start, eqns, roles[1], list(zip(*columns[:count], strict=True)), starts, constants)
+
+    def _roles(self, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
+        number = {p.value: n for n, p in enumerate(params)}
+
+        def role(value: Value) -> Role:
+            if value in number:
+                return Role(param=number[value])
+            if value not in self.made:
+                return Role(other=value)
+            at, out = self.made[value]
+            if at in cut:
+                return Role(own=(at - cut.start, out))
+            if cut.start - period <= at < cut.start:
+                return Role(before=(at - cut.start + period, out))
+            return Role(other=value)
+
+        return [[role(a) for a in self.eqns[n].args] for n in cut]
+
+    def _starts(self, first: range, roles: Sequence[Sequence[Role]]) -> Mapping[Place, Value] | None:
+        """What the first layer takes where the second takes a value of the first."""
+        starts: dict[Place, Value] = {}
+        for n, row in zip(first, roles, strict=True):
+            for role, value in zip(row, self.eqns[n].args, strict=True):
+                if role.before is not None and starts.setdefault(role.before, value) != value:
+                    return None
+        return starts
+
+    def _unlike(self, roles: Sequence[Sequence[Sequence[Role]]], columns: Sequence[Sequence[Param]], n: int) -> str:
+        """How layer n differs from the second one, or an empty string."""
+        for mine, other in zip(columns[n], columns[1], strict=False):
+            if any(getattr(mine, key) != getattr(other, key) for key in ("trained", "format", "fit")):
+                return f"{mine.path} and {other.path} are kept in different ways"
+            if mine.value.type != other.value.type:
+                return f"{mine.path} is {mine.value.type}, {other.path} {other.value.type}"
+        if len(columns[n]) != len(columns[1]):
+            return f"one of its layers has {len(columns[n])} parameters of its own, another {len(columns[1])}"
+        for mine, other in zip(roles[n], roles[1], strict=True):
+            for a, b in zip(mine, other, strict=True):
+                if a != b and not (n == 0 and b.before is not None):
+                    return "its layers read different values"
+        return ""
+
+    def _told(self, cuts: Sequence[range], count: int, starts: Mapping[Place, Value]) -> str:
+        """What of a layer is read elsewhere than it may be, or an empty string."""
+        for n, cut in enumerate(cuts[:count]):
+            end = cuts[n + 1].stop if n + 1 < count else len(self.eqns)
+            for at in cut:
+                for number, out in enumerate(self.eqns[at].outs):
+                    handed = (at - cut.start, number) in starts
+                    if handed and n + 1 == count:
+                        continue
+                    last = max(self.readers.get(out, [-1]))
+                    if out in self.ends or last >= (end if handed else cut.stop):
+                        return f"{out}, of one of its layers, is read elsewhere too"
+        return ""
+
+
+def with_paths(op: Op, named: Callable[[str], str]) -> Op:
+    """The operation with the parameters of its bodies under other paths."""
+    if not isinstance(op, Repeat | Route):
+        return op
+    params = tuple(replace(p, path=named(p.path)) for p in op.body.params)
+    eqns = tuple(replace(e, op=with_paths(e.op, named)) for e in op.body.eqns)
+    return replace(op, body=replace(op.body, params=params, eqns=eqns))
+
+
+def _params(body: Program) -> Iterator[Param]:
+    yield from body.params
+    for eqn in body.eqns:
+        if isinstance(eqn.op, Repeat | Route):
+            yield from _params(eqn.op.body)

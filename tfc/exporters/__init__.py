@@ -1,0 +1,1 @@
+"""Parameters turned into checkpoints that other libraries read."""

@@ -1,0 +1,6 @@
+"""Logits and labels turned into losses, and what a training run holds into files; gradients are JAX's, steps optax's."""
+
+from tfc.training.checkpoint import State, restore, save
+from tfc.training.losses import cross_entropy, masked_mean, token_losses
+
+__all__ = ["State", "cross_entropy", "masked_mean", "restore", "save", "token_losses"]
