@@ -72,9 +72,7 @@ def begin(model: tfc.Model, optimizer: Any, seed: int) -> State:
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def train(
-    step: Any, state: State, steps: int, losses: list[float], every: int, keep: Any, progress: Progress
-) -> State:
+def train(step: Any, state: State, steps: int, losses: list[float], every: int, keep: Any, progress: Progress) -> State:
     """Steps until `steps` are done; `keep(state, losses)` after each `every` of them, and at the end."""
     task = progress.add_task("training", total=steps, completed=int(state.step), loss="")
     while (done := int(state.step)) < steps:
@@ -130,7 +128,7 @@ def sample(model: tfc.Model, params: Any, prompt: str, count: int, seed: int, te
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--steps", default=1000, show_default=True, help="Steps of the whole run, which its schedule is made for.")
+@click.option("--steps", default=1000, show_default=True, help="Steps of the whole run; its schedule is made for them.")
 @click.option("--stop", type=int, help="Stop after this many steps, as if interrupted.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/state.safetensors; the result is that of one run, bit for "
               "bit.")  # fmt: skip
@@ -152,8 +150,8 @@ def main(
     steps: int, stop: int | None, resume: bool, out: Path, every: int, text: Path, batch: int, length: int, rate: float,
     seed: int, prompt: str, count: int, temperature: float, picture: Path | None, sets: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Teaches a language model of a third of a million parameters some sonnets of Shakespeare, in about two minutes on two
-    cores, and lets it recite.
+    """Teaches a language model of a third of a million parameters some sonnets of Shakespeare, in about two minutes on
+    two cores, and lets it recite.
 
     \b
     train_tiny.py                      the whole run, a checkpoint each 100 steps
@@ -172,7 +170,8 @@ def main(
     model = tfc.compile(SPEC, target="auto", **lets)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(50, steps // 4), steps, rate / 20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
-    state, losses = begin(model, optimizer, seed), []
+    state: State = jax.jit(lambda: begin(model, optimizer, seed))()
+    losses: list[float] = []
     out.mkdir(parents=True, exist_ok=True)
     file, lines = out / "state.safetensors", out / "losses.jsonl"
     if resume:
@@ -197,8 +196,9 @@ def main(
         state = train(step, state, min(steps, stop or steps), losses, every, keep, progress)
     done = int(state.step)
     if losses[-20:]:
-        console.print(f"step {done} of {steps}, {len(losses) - first} of them now in {time.perf_counter() - began:.0f} s: "
-                      f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f} (mean of the last {len(losses[-20:])})")  # fmt: skip
+        took, recent = time.perf_counter() - began, losses[-20:]
+        console.print(f"step {done} of {steps}, {len(losses) - first} of them now in {took:.0f} s: "
+                      f"loss {sum(recent) / len(recent):.3f} (mean of the last {len(recent)})")  # fmt: skip
     if picture is not None:
         plot(losses, entropy, picture)
         console.print(f"the losses are drawn in {picture}")

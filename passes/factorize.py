@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
-from tfc.ir.formats import Fit
 from tfc.ir.ops import Linear
 from tfc.ir.param_map import Call, Expr, ParamMap, Source
 from tfc.ir.program import Eqn, Init, Param, Program
@@ -13,7 +12,7 @@ from tfc.ir.types import TensorType
 from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.rewrite import Scope, beside, rewrite, unlike_written
 
-__all__ = ["Factorize", "thin"]
+__all__ = ["Factorize"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class Factorize:
                 return None
             site = f"{self.name}:{weight.path}"
             if why := "asked to" if site in hold else _refusal(weight, scope, taken):
-                notes.append(Note(site, why, span=eqn.span))
+                if all(note.site != site for note in notes):
+                    notes.append(Note(site, why, span=eqn.span))
                 return None
             rank = self.of(weight)
             before, after = weight.value.type.ints, rank * sum(weight.value.type.ints)
@@ -70,7 +70,7 @@ class Factorize:
             for n, path in enumerate((left, right)):
                 forward[path] = self._fitted(weight.path, rank, n)
             backward[weight.path] = Call("product", (Source(left), Source(right)))
-            return thin(eqn, weight, rank, Fit(self.fit), scope)
+            return _thin(eqn, weight, rank, scope)
 
         new = rewrite(program, rule)
         return Rewritten(new, ParamMap(forward, backward, removed=frozenset(backward)), notes)
@@ -86,16 +86,17 @@ class Factorize:
         return Call("activation_svd", (Source(path),), (("rank", rank), ("damp", self.damp)), side, data=path)
 
 
-def thin(eqn: Eqn, weight: Param, rank: int, fit: Fit, scope: Scope) -> Sequence[Eqn]:
+def _thin(eqn: Eqn, weight: Param, rank: int, scope: Scope) -> Sequence[Eqn]:
     """The two linear maps in the place of one, their weights in the place of its weight."""
     (deep, wide), dtype = weight.value.type.ints, weight.value.type.dtype
     sides = []
     for side, shape in (("left", (deep, rank)), ("right", (rank, wide))):
         path = f"{weight.path}.{side}"
         value = scope.fresh(beside(weight, path), TensorType(shape, dtype))
-        sides.append(Param(path, value, Init("packed"), weight.trained, fit=fit))
+        sides.append(Param(path, value, Init("packed"), weight.trained))
     scope.replace_params([weight], sides[0])
-    scope.replace_params([], sides[1])
+    at = scope.after.index(sides[0]) + 1
+    scope.after = (*scope.after[:at], sides[1], *scope.after[at:])
     middle = scope.fresh("thin", eqn.out.type.with_last(rank))
     return [
         Eqn((middle,), Linear(), (eqn.args[0], sides[0].value), eqn.span),

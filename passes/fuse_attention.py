@@ -105,7 +105,7 @@ def _match(mix: Eqn, scope: Scope) -> _Chain | str:
     """The chain that ends in `mix`, or why it cannot be one operation."""
     weights, v = mix.args
     weigh = scope.maker(weights)
-    dropped = weigh if weigh is not None and isinstance(weigh.op, Dropout) and weigh.op.rate and weigh.args[1:] else None
+    dropped = weigh if weigh is not None and isinstance(weigh.op, Dropout) and weigh.args[1:] else None
     if dropped is not None:
         if not scope.once(weights):
             return f"{weights} (dropout, {weights.type}) is also read elsewhere"

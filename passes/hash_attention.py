@@ -1,6 +1,6 @@
 """Attentions of a trained model -> attentions of codes, whose hash functions are fitted to what they attended to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -40,14 +40,14 @@ def calls(
     fit: str = "ksh",
     seed: int = 0,
     frozen: bool = True,
-    **fitting: bool | int | float | str,
+    fitting: Mapping[str, bool | int | float | str] | None = None,
 ) -> dict[str, Call]:
     """The parameters of the hash functions at a place, as a fitting procedure finds them: role -> expression.
 
     fit: `ksh`, or `random_hash`. fitting: settings of `ksh`. The statistics that both ask for are
     `tfc.params.fit.ksh.Attended`, by the place.
     """
-    chosen = {**FITTERS["ksh"].settings, **fitting}
+    chosen = {**FITTERS["ksh"].settings, **(fitting or {})}
     settings = {"anchors": anchors, "bits": bits, "frozen": frozen, "seed": seed, **chosen}
     known = tuple((name, x) for name, x in sorted(settings.items()) if not isinstance(x, type))
     return {role: Call(fit, (), known, n, place) for n, role in enumerate(ROLES)}
@@ -166,8 +166,13 @@ class _Work:
             "center": (heads, o.anchors),
             "spread": (heads,),
         }
-        fitting = {"steps": o.steps, "pairs": o.pairs, "unlike": o.unlike, "rate": o.rate}
-        made = calls(place, o.bits, o.anchors, fit=o.fit, seed=o.seed, **fitting)
+        fitting: dict[str, bool | int | float | str] = {
+            "steps": o.steps,
+            "pairs": o.pairs,
+            "unlike": o.unlike,
+            "rate": o.rate,
+        }
+        made = calls(place, o.bits, o.anchors, fit=o.fit, seed=o.seed, fitting=fitting)
         settings = tuple((name, fitting[name]) for name in FITTERS["ksh"].settings)
         last = place.rpartition(".")[2]
         values = []

@@ -10,7 +10,9 @@ from tfc.ir.program import Program
 from tfc.ir.verify import Known, verify
 from tfc.passes.analyse_tiles import AnalyseTiles
 from tfc.passes.base import Note, Pass
+from tfc.passes.compress_keys import CompressKeys
 from tfc.passes.dead_code import DeadCode
+from tfc.passes.factorize import Factorize
 from tfc.passes.fold_norms import FoldNorms
 from tfc.passes.fuse_attention import FuseAttention
 from tfc.passes.fuse_ffn import FuseFfn
@@ -19,8 +21,8 @@ from tfc.passes.merge_projections import MergeProjections
 from tfc.passes.no_dropout import NoDropout
 from tfc.passes.precision import Precision
 from tfc.passes.roll import Roll
-from tfc.passes.unroll import Unroll
 from tfc.passes.seed_dropout import SeedDropout
+from tfc.passes.unroll import Unroll
 
 __all__ = ["BY_NAME", "DEFAULT", "Result", "Stage", "choose", "opening", "run"]
 
@@ -45,7 +47,7 @@ DEFAULT: tuple[Pass, ...] = (
 )
 """A test for each reason: with the two neighbours exchanged, a program loses what the order gives it."""
 
-BY_NAME = {p.name: p for p in (*DEFAULT, Unroll(), HashAttention())}
+BY_NAME = {p.name: p for p in (*DEFAULT, Unroll(), Factorize(), CompressKeys(), HashAttention())}
 
 
 def opening(program: Program, seeded: bool = False) -> tuple[Pass, ...]:

@@ -153,7 +153,7 @@ class Text:
         """As many equal layers from `start` on as there are; or why there are fewer than `least`."""
         cuts = [range(start + n * period, start + (n + 1) * period) for n in range(turns)]
         columns = [list(self.private(cut.start, period)) for cut in cuts]
-        roles = [self._roles(cut, period, params) for cut, params in zip(cuts, columns, strict=True)]
+        roles = [self._roles(start, cut, period, params) for cut, params in zip(cuts, columns, strict=True)]
         starts = self._starts(cuts[0], roles[1])
         if starts is None:
             return "the first layer takes several values where the others take one"
@@ -172,7 +172,7 @@ class Text:
         eqns = [[self.eqns[n] for n in cut] for cut in cuts[:count]]
         return Layers(start, eqns, roles[1], list(zip(*columns[:count], strict=True)), starts, constants)
 
-    def _roles(self, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
+    def _roles(self, start: int, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
         number = {p.value: n for n, p in enumerate(params)}
 
         def role(value: Value) -> Role:
@@ -183,7 +183,7 @@ class Text:
             at, out = self.made[value]
             if at in cut:
                 return Role(own=(at - cut.start, out))
-            if cut.start - period <= at < cut.start:
+            if start <= at and cut.start - period <= at < cut.start:  # before the first layer there is none
                 return Role(before=(at - cut.start + period, out))
             return Role(other=value)
 

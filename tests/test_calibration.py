@@ -85,6 +85,7 @@ def test_every_token_is_as_likely_to_be_drawn():
         state = None
         for n, batch in enumerate((x[:, :5], x[:, 5:])):
             state = rows.merge(state, jax.device_get(part(batch, jax.random.fold_in(jax.random.key(seed), n))))
+        assert state is not None
         counts[rows.finish(state, 0)[:, 0].astype(int)] += 1
     assert counts.sum() == 900 and np.all(np.abs(counts - 100) < 4 * np.sqrt(300 * (1 / 3) * (2 / 3)))
 
@@ -106,7 +107,7 @@ def test_what_cannot_be_watched_is_refused(model, params):
         statistics(model, params, batches(), linear_inputs(lambda path: False), Gram())
     with pytest.raises(ValueError, match="no batch"):
         statistics(model, params, [], linear_inputs(), Gram())
-    with pytest.raises(tfc.TfcError, match="outside 0..8"):
+    with pytest.raises(tfc.TfcError, match=r"outside 0\.\.8"):
         statistics(model, params, [{"tokens": np.full((1, 2), 9)}], linear_inputs(), Gram())
     with pytest.raises(tfc.TfcError, match="missing"):
         statistics(model, {"words": params["words"]}, batches(), linear_inputs(), Gram())

@@ -55,12 +55,23 @@ def fresh(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_teaches(capsys):
     assert tfc("--help") == 0
     said = capsys.readouterr().out
-    commands = ["check", "fmt", "show", "explain", "compile", "run", "bench", "import", "verify", "doctor", "lsp"]
+    commands = [
+        "check", "fmt", "show", "explain", "compile", "run", "bench", "convert", "import", "export",
+        "verify", "doctor", "lsp",
+    ]  # fmt: skip
     assert [line.split()[0] for line in said.split("Commands:")[1].strip().splitlines()] == commands
-    for name in (c for c in commands if c != "import"):
+    for name in (c for c in commands if c not in ("import", "export")):
         assert tfc(name, "--help") == 0
         said = capsys.readouterr().out
         assert "Example" in said and f"tfc {name}" in said.split("Example")[1], name
+
+
+@pytest.mark.parametrize("name", ["import", "export"])
+def test_help_of_groups_teaches(capsys, name):
+    assert tfc(name, "--help") == 0
+    assert "hf" in capsys.readouterr().out
+    assert tfc(name, "hf", "--help") == 0
+    assert f"tfc {name} hf" in capsys.readouterr().out.split("Example")[1]
 
 
 def test_help_of_show_lists_the_passes(capsys):

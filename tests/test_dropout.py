@@ -60,7 +60,7 @@ def test_dropout_happens_with_a_key_alone(model: tfc.Model, params: Any):
 
 
 def test_it_is_the_reference_that_says_what_is_dropped(model: tfc.Model, params: Any):
-    """Values and gradients, through loops, attention and embeddings; against the program as it was before the passes."""
+    """Values and gradients, through loops, attention and embeddings; against the program before the passes."""
     other = tfc.compile(SPEC.replace("REMAT", "none"), target="cpu", implementation="reference", passes=())
 
     def loss(m: tfc.Model) -> Any:

@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "minilm": {"layers": 2, "vocab": 50, "longest": 16, "width": 48, "hidden": 64},
     "gpt2_block": {"width": 32, "vocab": 50},
     "llama_block": {"width": 32, "hidden": 40, "vocab": 50},
+    "train_tiny": {"layers": 2, "width": 32},
     "tilted": {"compute": "f32", "layers": 2, "width": 32, "vocab": 50},
 }
 """`let`s that make each example quick; an example without an entry runs as it is."""

@@ -112,7 +112,7 @@ def hash_functions(trained: "Trained", to: Model, wanted: Sequence[Stored]) -> t
     fit = roles["anchor"].fit
     settings: dict[str, Any] = dict(fit.settings) if fit is not None else {}
     seed = 0 if trained.key is None else int(jax.random.bits(trained.key) >> 1)
-    made = calls(found, vote[-2], anchor[-2], seed=seed, frozen="spread" in roles, **settings)
+    made = calls(found, vote[-2], anchor[-2], seed=seed, frozen="spread" in roles, fitting=settings)
     done: dict[Any, tuple[Array, ...]] = {}
     arrays = {role: evaluate(call, {}, {found: data}, done) for role, call in made.items()}
     return {s.path: arrays[role].astype(DTYPES[s.type.dtype]) for role, s in roles.items()}, set()

@@ -285,28 +285,34 @@ def run(
 
 @cli.command(short_help="Measure a suite beside its peers.")
 @click.argument("suite", required=False, metavar="[SUITE]")
-@click.option("--against", default="cudnn,tokamax,flex", metavar="NAME,NAME", help="Peers to measure in the same run.")
+@click.option(
+    "--against", metavar="NAME,NAME", help="Peers to measure in the same run; all of the suite's if left out."
+)
 @click.option("--only", default="", metavar="TEXT", help="Only cases whose name has this text.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
 @click.option("--folder", default="benchmarks", metavar="DIR", help="Where results are kept.")
 @click.option("--no-save", is_flag=True, help="Print only.")
 @click.option("--render", is_flag=True, help="Measure nothing; rewrite the tables of the READMEs from the results.")
-def bench(suite: str | None, against: str, only: str, samples: int, folder: str, no_save: bool, render: bool) -> int:
+def bench(
+    suite: str | None, against: str | None, only: str, samples: int, folder: str, no_save: bool, render: bool
+) -> int:
     """Check and time a suite on the device here, its peers in the same run, and keep every sample.
 
     \b
     Example:
       tfc bench attention --against cudnn,tokamax,flex
+      TFC_PEERS_PYTHON=~/peers/bin/python tfc bench minilm --against transformers
     """
     if not render and suite is None:
-        raise click.UsageError("name a suite: attention")
+        raise click.UsageError("name a suite: attention, approximation, minilm")
     from pathlib import Path
 
     from tfc.commands import bench as command
 
     if render:
         return command.render(Path(folder))
-    return command.bench(suite or "", [p for p in against.split(",") if p], only, samples, Path(folder), not no_save)
+    peers = {"attention": "cudnn,tokamax,flex"}.get(suite or "", "") if against is None else against
+    return command.bench(suite or "", [p for p in peers.split(",") if p], only, samples, Path(folder), not no_save)
 
 
 @cli.command(short_help="Make a trained model's weights fit another spec.")
@@ -394,7 +400,9 @@ def export_hf(file: str, sets: dict[str, str], weights: str, output: str) -> int
 @click.option("--target", default="cpu", metavar="T", help="Whose kernels; other than cpu: where that device is.")
 @click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=2,T=12.")
 @click.option("--deep", is_flag=True, help="More draws, and laws that take longer.")
-@click.option("--documents", metavar="INPUT[:PLACE]", help="The input that tells packed texts apart, and their places'.")
+@click.option(
+    "--documents", metavar="INPUT[:PLACE]", help="The input that tells packed texts apart, and their places'."
+)
 @click.option("--causal", is_flag=True, help="Claim that no later token matters, where that cannot be proved.")
 @click.option("--seed", default=0, help="Of parameters and inputs.")
 @_json

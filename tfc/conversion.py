@@ -1,4 +1,4 @@
-"""A trained model's parameters -> those of another spec: copied where the paths are the same, fitted where they are not.
+"""A trained model's parameters -> those of another spec: copied where the paths are the same, else fitted.
 
 What another spec keeps as a thin product is fitted to the matrix of that path; other kinds of fits are entries of
 `FITTING`. What neither has a place for is refused in words: nothing is dropped, and nothing starts at random, but for

@@ -34,8 +34,8 @@ class Cache:
 
     length: int32 [B], the tokens that each row has seen. arrays: by name, [turns of the loops, B, ...]: keys, values
     and fields of tokens [.., L, ...], states of recurrences, last tokens of convolutions. slots: L, or None where
-    nothing grows with the tokens. dtype: what was asked for. memory: by name, what was made of the inputs that are given
-    once (keys and values of an encoder's result); empty where they are given with each call.
+    nothing grows with the tokens. dtype: what was asked for. memory: by name, what was made of the inputs that are
+    given once (keys and values of an encoder's result); empty where they are given with each call.
     """
 
     def __init__(
@@ -134,7 +134,9 @@ class Decoder:
     def remember(self, params: Any, cache: Cache, given: Mapping[str, Any]) -> Cache:
         """The cache with what is made of the inputs given once. Raises TfcError: E701 to E703, E708, E816."""
         self.check_once(given, cache.length.shape[0])
-        return Cache(cache.length, cache.arrays, cache.slots, cache.dtype, cache.most, self._recall(params, dict(given)))
+        return Cache(
+            cache.length, cache.arrays, cache.slots, cache.dtype, cache.most, self._recall(params, dict(given))
+        )
 
     def check_once(self, given: Mapping[str, Any], rows: int) -> None:
         """Raises TfcError where these are not the inputs given once, for so many rows: E701 to E703, E708."""

@@ -1,4 +1,4 @@
-"""Dropout as its definition reads: Threefry's rounds one after another, then MurmurHash3's finalizer, element by element."""
+"""Dropout as its definition reads: Threefry's rounds one after another, then MurmurHash3's finalizer."""
 
 from typing import Any
 

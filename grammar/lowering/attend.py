@@ -42,7 +42,8 @@ def drop(x: Tensor, rate: Given, node: ast.Call, frame: Frame, path: str = "drop
     share = rate.value
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
         shown = f"{share:g}" if isinstance(share, int | float) and not isinstance(share, bool) else describe(share)
-        fail("E305", f"dropout is a share known while compiling, 0 or more and below 1, not {shown}", frame.at(rate.span))
+        fact = f"dropout is a share known while compiling, 0 or more and below 1, not {shown}"
+        fail("E305", fact, frame.at(rate.span))
     if not share:
         return x
     op = Dropout(rate=float(share), path=frame.session.numbered_path(frame.place.join(path)))

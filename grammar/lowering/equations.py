@@ -13,7 +13,7 @@ from tfc.grammar.lowering.ranges import bind_range
 from tfc.grammar.lowering.segments import names_read
 from tfc.grammar.lowering.session import Frame, fail
 from tfc.grammar.lowering.values import Tensor
-from tfc.ir.ops import Index, Linear, Take
+from tfc.ir.ops import Index, Take
 from tfc.ir.types import Dim, Size
 from tfc.source import Span
 

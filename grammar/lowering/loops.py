@@ -41,7 +41,8 @@ def repeat(item: ast.Repeat, frame: Frame, rest: tuple[ast.Item, ...], run: Run)
         else:
             if remat != "none":
                 at = item.settings[-1].span
-                refuse(f"`remat = {remat}` of turns that are unlike one another", at, "it needs equal turns, or a number")
+                what = f"`remat = {remat}` of turns that are unlike one another"
+                refuse(what, at, "it needs equal turns, or a number")
             _unrolled(item, over, place, frame, run)
     elif isinstance(over, int) and not isinstance(over, bool):
         if over < 0 or over > LIMITS["turns"]:

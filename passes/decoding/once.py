@@ -145,7 +145,9 @@ class _Part:
     ) -> Eqn:
         """The loop over what is left: every turn reads its row of each stack."""
         index, *rest = (i.value for i in op.body.inputs)
-        rows = {v: Value(inner.fresh(f"memory.{v.name.removeprefix('memory.')}.all"), s.type) for v, s in stacks.items()}
+        rows = {
+            v: Value(inner.fresh(f"memory.{v.name.removeprefix('memory.')}.all"), s.type) for v, s in stacks.items()
+        }
         reads = [Eqn((v,), CacheRead(), (row, index), eqn.span) for v, row in rows.items()]
         body = _tidy(replace(op.body, eqns=(*reads, *inner.after)))
         read = body.readers()

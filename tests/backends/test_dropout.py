@@ -1,4 +1,4 @@
-"""Dropout: its integers against Python's and against JAX's Threefry, its statistics, and attention that drops weights."""
+"""Dropout: its integers against Python's and against JAX's Threefry, its statistics, and attention that drops."""
 
 from dataclasses import replace
 from math import prod, sqrt
@@ -72,7 +72,7 @@ def final(h: int) -> int:
     return h ^ h >> c
 
 
-def kept(rate: float, path: str, shape: tuple[int, ...], seed: tuple[int, int], turns: tuple[int, ...]) -> np.ndarray:
+def kept(rate: float, path: str, shape: tuple[int, ...], seed: tuple[int, int], turns: tuple[int, ...]) -> Any:
     key = mix(seed, site(path))
     for t in turns:
         key = mix(key, (t, 1))
@@ -99,7 +99,7 @@ def test_threefry_is_that_of_jax(words: tuple[int, ...]):
 
 
 def test_murmur_is_the_published_one():
-    """fmix32 is one to one and keeps 0; 1 goes to 0x514E28B7, the hash that MurmurHash3 gives an empty key of seed 1."""
+    """fmix32 is one to one and keeps 0; 1 goes to 0x514E28B7, what MurmurHash3 makes of an empty key of seed 1."""
     assert (final(0), final(1)) == (0, 0x514E28B7)
 
 
@@ -112,7 +112,9 @@ def test_murmur_is_the_published_one():
     rate=st.sampled_from([0.1, 0.5, 0.9, 1e-9]),
     path=st.sampled_from(["a", "layer.look.dropout"]),
 )
-def test_both_forms_keep_what_the_definition_keeps(form, shape, seed, turns, rate, path):
+def test_both_forms_keep_what_the_definition_keeps(
+    form: str, shape: tuple[int, ...], seed: tuple[int, int], turns: tuple[int, ...], rate: float, path: str
+):
     op = Dropout(rate=rate, path=path)
     (out,) = run(op, form, jnp.ones(shape), ints(*seed), *map(turn, turns))
     np.testing.assert_array_equal(np.asarray(out) != 0, kept(rate, path, shape, seed, turns))
@@ -151,7 +153,7 @@ SHAPE = (2, 3, 100, 200)
 COUNT = prod(SHAPE)
 
 
-def drawn(rate: float = 0.3, path: str = "a", seed: tuple[int, int] = (1, 2), turns: tuple[int, ...] = ()) -> np.ndarray:
+def drawn(rate: float = 0.3, path: str = "a", seed: tuple[int, int] = (1, 2), turns: tuple[int, ...] = ()) -> Any:
     (out,) = run(Dropout(rate=rate, path=path), "xla", jnp.ones(SHAPE), ints(*seed), *map(turn, turns))
     return np.asarray(out) != 0
 

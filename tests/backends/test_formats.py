@@ -16,7 +16,6 @@ from tfc.backends.reference.program import evaluate
 from tfc.backends.table import named
 from tfc.backends.weights import rounding
 from tfc.backends.xla.formats import FORMS
-from tfc.diagnostics import TfcError
 from tfc.ir.formats import FORMATS, Format
 from tfc.ir.ops import Rounded
 from tfc.ir.program import Eqn, Program, Value

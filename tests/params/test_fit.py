@@ -14,6 +14,7 @@ from tfc.params.apply import pack, unpack
 from tfc.params.fit import FITS
 from tfc.params.fit.low_rank import activation_svd, pooling, product, svd
 
+
 def drawn(shape: tuple[int, ...], seed: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 

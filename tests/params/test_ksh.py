@@ -1,5 +1,7 @@
 """Kernel-supervised hashing: its objective never rises, its residual is exact, it hears of no padding, and it helps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def parts(seed: int, shared: bool = False) -> tuple[list[jax.Array], jax.Array, 
     return near, y, jnp.asarray(vote), data
 
 
-def codes(near: jax.Array, vote: jax.Array, there: np.ndarray) -> np.ndarray:
+def codes(near: Any, vote: Any, there: np.ndarray) -> np.ndarray:
     """[S, N, H, bits]"""
     return np.where(np.einsum("snha,hra->snhr", near, vote) >= 0, 1, -1) * there[:, :, None, None]
 
@@ -172,17 +174,17 @@ def test_too_few_tokens_for_the_anchors() -> None:
 
 
 def test_codes_that_were_fitted_tell_clusters_apart() -> None:
-    """Tokens of three kinds: products of codes agree with Y far better after fitting than before."""
+    """Tokens of three kinds: products of codes are nearer to bits * Y after fitting than before."""
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(3, 1, 8))
     x = (kinds[rng.integers(0, 3, (4, 18))] + 0.3 * rng.normal(size=(4, 18, 1, 8))).astype(np.float32)
     there = np.ones((4, 18), bool)
     data = Attended(x, x, there, there)
-    chosen = {**SETTINGS, "bits": 8, "anchors": 10, "pairs": 4, "steps": 200, "rate": 2.0}
+    chosen = {**SETTINGS, "bits": 8, "anchors": 10, "pairs": 4, "steps": 100, "rate": 0.5}
     y = np.asarray(alike(jnp.asarray(unit(x)), jnp.asarray(unit(x)), there, there, 4))
-    found = []
+    far = []
     for fit in (random_hash, ksh):
         anchor, vote, center, spread = map(np.asarray, fit([], chosen, data))
         t = codes(centered(data, anchor, center, spread)[0], vote, there)
-        found.append((np.einsum("snhr,smhr->shnm", t, t) * y).sum() / (8 * np.abs(y).sum()))
-    assert found[1] > found[0] + 0.1
+        far.append(np.linalg.norm(8 * y - np.einsum("snhr,smhr->shnm", t, t)))
+    assert far[1] < 0.95 * far[0]

@@ -1,4 +1,4 @@
-"""The two ways to decide what dropout means: gone, or with a seed that reaches every loop; and attention that fuses it."""
+"""The two ways to decide what dropout means: gone, or with a seed that reaches every loop; and attention with it."""
 
 from tfc.front import front
 from tfc.ir.dropout import drops

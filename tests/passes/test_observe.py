@@ -89,7 +89,7 @@ def test_what_is_reported_is_what_is_read(seen):
 
 
 def test_passes_keep_the_reports(seen):
-    found, results, reports, _, params, inputs = seen
+    found = seen[0]
     after = pipeline.run(found.program).program
     assert [p for p, _ in after.reports] == [p for p, _ in found.program.reports]
 

@@ -16,8 +16,10 @@ from tfc.ir.program import Program
 from tfc.ir.text import parse, show
 from tfc.ir.types import DType
 from tfc.ir.verify import verify
+from tfc.params import apply
 from tfc.passes.decode import Decode, given_once, kept, tokens_of
 from tfc.passes.decoding.once import Once, once
+from tfc.passes.unroll import Unroll
 
 SPEC = """tfm 1
 let width = 8
@@ -141,7 +143,9 @@ def test_loops_of_what_is_kept_compute_nothing_else():
 def test_which_input_has_the_tokens():
     """That of the result's tokens, wherever it stands; else the first with two axes."""
     program = translator(FLAT)
-    turned: str = SPEC.format(body=FLAT).replace("tokens: int[B, T], source: int[B, S]", "source: int[B, S], tokens: int[B, T]")
+    turned: str = SPEC.format(body=FLAT).replace(
+        "tokens: int[B, T], source: int[B, S]", "source: int[B, S], tokens: int[B, T]"
+    )
     for p in (program, front(turned).program):
         tokens = tokens_of(p)
         assert tokens is not None and tokens.name == "tokens"
@@ -156,3 +160,19 @@ def test_kinds_of_what_is_kept_are_those_that_were_computed():
     _, parts = cut(translator(FLAT))
     (real,) = [v for v in parts.memory if v.type.dtype is DType.BOOL]
     assert str(real.type) == "bool[B, S]" and DTYPES[real.type.dtype] is jnp.bool_
+
+
+def test_a_step_can_be_written_out():
+    """As decoding on a GPU does: rows of stacks are read by numbers, parameters of turns have paths of their own."""
+    program = translator(FLAT)
+    form, parts = cut(program)
+    done = Unroll()(parts.step)
+    verify(done.program)
+    assert not any(isinstance(e.op, Repeat) for e in done.program.eqns)
+    params, given = drawn(program), inputs(form)
+    memory = {v.name: inputs(parts.step)[v.name] for v in parts.memory}
+    taken = {i.value.name: given.get(i.value.name) for i in parts.step.inputs} | memory
+    want = evaluate(parts.step.bind(LENGTHS), params, taken, jnp.float64)
+    got = evaluate(done.program.bind(LENGTHS), apply.pack(done.map, params), taken, jnp.float64)
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_array_equal(x, y)

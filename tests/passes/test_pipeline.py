@@ -18,6 +18,7 @@ from tfc.passes.base import Contract, Pass, Rewritten
 from tfc.passes.decode import Decode
 from tfc.passes.no_dropout import NoDropout
 from tfc.passes.pipeline import BY_NAME, DEFAULT, choose, run
+from tfc.passes.unroll import Unroll
 from tfc.passes.seed_dropout import SeedDropout
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,17 @@ def read_nothing_of_norm(after: Program) -> bool:
 
 
 QK = "%y: f32[B, T, 4] = mul %q, %k"
+
+
+def layers(*dead: str) -> tuple[str, ...]:
+    """Four equal layers, the second of which has more equations."""
+    params = [f"%w{n}: f32[4, 4] = param layer.{n}.weight ones" for n in range(4)]
+    eqns = [f"%x{n}: f32[B, T, 4] = linear %x{n - 1 if n else ''}, %w{n}" for n in range(4)]
+    return (*params, *eqns[:2], *dead, *eqns[2:])
+
+
 REASONS = {
+    ("dead-code", "roll"): (program(*layers("%dead: f32[B, T, 4] = abs %x1"), result="%x3"), lambda p: has(Repeat)(p)),
     ("dead-code", "fold-norms"): (
         program(*NORM, *NORMED, *maps("q"), "%dead: f32[B, T, 4] = abs %n", result="%q"),
         read_nothing_of_norm,
@@ -116,7 +127,22 @@ def test_tiles_are_analysed_of_fused_attentions():
 
 def test_every_pass_has_a_reason_for_its_place():
     placed = {name for pair in REASONS for name in pair} | {"fuse-attention", "analyse-tiles"}
-    assert placed == BY_NAME.keys()
+    assert placed == {p.name for p in DEFAULT} <= BY_NAME.keys()
+
+
+def test_layers_are_rolled_before_norms_are_folded():
+    """Else each layer would say, and ask for, what one of them does."""
+    lines = [f"%s{n}: f32[4] = param layer.{n}.scale ones" for n in range(4)]
+    lines += [f"%w{n}: f32[4, 4] = param layer.{n}.weight ones" for n in range(4)]
+    for n in range(4):
+        lines += [f"%n{n}: f32[B, T, 4] = mul %x{n or ''}, %s{n}", f"%x{n + 1}: f32[B, T, 4] = linear %n{n}, %w{n}"]
+    before = program(*lines, result="%x4")
+    names = [p.name for p in DEFAULT]
+    late = [n for n in names if n != "roll"]
+    late.insert(late.index("fold-norms") + 1, "roll")
+    assert {g.site for g in run(before).map.guards} == {"fold-norms:layer.scale"}
+    assert len(run(before).map.guards) == 4, "one of each layer's parameter, all for one site"
+    assert len({g.site for g in run(before, choose(late)).map.guards}) == 4
 
 
 @dataclass(frozen=True)
@@ -167,12 +193,12 @@ def test_names_are_as_users_write_them():
         assert module == f"tfc.passes.{step.name.replace('-', '_')}"
 
 
-ON_REQUEST = (NoDropout(), SeedDropout(), Decode(),)
+ON_REQUEST = (NoDropout(), SeedDropout(), Decode(), Unroll())
 """What no default order runs."""
 
 
 def test_every_file_is_a_pass_or_a_tool():
-    tools = {"__init__", "base", "rewrite", "pipeline"}
+    tools = {"__init__", "base", "rewrite", "repetition", "pipeline"}
     found = {f.stem for f in (ROOT / "passes").glob("*.py")} - tools
     assert found == {p.name.replace("-", "_") for p in (*DEFAULT, *ON_REQUEST)}
 

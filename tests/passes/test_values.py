@@ -90,9 +90,10 @@ def test_exact_passes_keep_the_function(program: Program, seed: int):
         close(back[path], gradients[path])
 
 
-@pytest.mark.parametrize("step", [p for p in EXACT if p.name != "analyse-tiles"], ids=lambda p: p.name)
+@pytest.mark.parametrize("step", [p for p in EXACT if p.name not in ("analyse-tiles", "roll")], ids=lambda p: p.name)
 def test_the_law_is_not_vacuous(step: Any):
-    """Each pass finds work, beyond what is dead, in a fifth of the drawn programs, and holds back in some."""
+    """Each pass finds work, beyond what is dead, in a fifth of the drawn programs, and holds back in some. No layer is
+    drawn four times over: what rolls them has programs of its own."""
     changed = held = 0
 
     @given(program=programs(depth=1))

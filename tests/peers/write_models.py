@@ -5,7 +5,8 @@ Runs in an environment of its own (torch, transformers, safetensors, numpy); tfc
     python tests/peers/write_models.py FOLDER [NAME ...]
     TFC_PEERS=FOLDER pytest tests/test_peer_models.py
 
-Each module of `tests/peers/models` becomes FOLDER/NAME with the checkpoint as `save_pretrained` writes it, and
+FOLDER is another one than that of `write_references.py`. Each module of `tests/peers/models` becomes FOLDER/NAME with
+the checkpoint as `save_pretrained` writes it, and
 
     reference.safetensors   in.NAME: each input (int32, float32); f32, bf16: what transformers answers in that type,
                             as float32, and as `f32.0`, `f32.1` where the results are several; prompt [B, P],

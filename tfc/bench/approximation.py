@@ -19,9 +19,10 @@ from xml.sax.saxutils import escape
 import jax
 import numpy as np
 
-import tfc
+from tfc.bench.hashing import hashed
 from tfc.bench.results import Row, kernel_hash
 from tfc.calibration import Batch, Gram, Reducer, statistics
+from tfc.compiler import compile as compiled
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.doctor import weights_folder
 from tfc.model import Model, Packed
@@ -71,7 +72,7 @@ def low_rank(part: float, fit: str) -> Callable[[Dense, int], tuple[Model, Packe
 
     def make(dense: Dense, seed: int) -> tuple[Model, Packed]:
         factorize = Factorize(part, fit="svd" if fit == "svd" else "activation_svd", names=("layer.*",))
-        model = tfc.compile(dense.spec, "cpu", passes=(factorize, *DEFAULT))
+        model = compiled(dense.spec, "cpu", passes=(factorize, *DEFAULT))
         return model, model.pack(dense.params, None if fit == "svd" else dense.grams)
 
     return make
@@ -81,6 +82,10 @@ VARIANTS: tuple[Variant, ...] = tuple(
     Variant(f"{fit} {word} rank", fit, low_rank(part, fit))
     for fit in ("svd", "activation_svd")
     for word, part in (("full", 1.0), ("half", 0.5), ("quarter", 0.25))
+) + tuple(
+    Variant(f"16-bit codes, {variant}, {word}", f"codes, {variant}", hashed(variant, fit), seeds=5)
+    for variant in ("paired", "self")
+    for word, fit in (("fitted", "ksh"), ("random", "random_hash"))
 )
 """The rows after the dense one, in the order that they are shown in."""
 
@@ -102,7 +107,7 @@ def opened(spec: Path, folder: Path) -> Dense:
     tokenizer = Tokenizer.from_file(str(Path(weights) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    model = tfc.compile(spec, "cpu")
+    model = compiled(spec, "cpu")
     params = model.load(weights)
     rows = [e.ids for e in tokenizer.encode_batch(_lines(folder / "sentences.txt"))]
     lengths = np.array([len(r) for r in rows], np.int32)

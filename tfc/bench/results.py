@@ -15,6 +15,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
+    "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py"),
     "approximation": ("tfc/params/fit/*.py",),
 }
 """The files of `backends/` whose code decides a suite's figures; those that begin with `tfc/` are looked up in tfc."""
@@ -45,6 +46,10 @@ class Row:
     kernel_hash: str
     command: str
     errors: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)
+    """The share of our time that operations take, those of a fused loop together."""
+    overhead_us: dict[str, float] = field(default_factory=dict)
+    """What a call of a small model costs through `Model` and through its jitted function alone."""
     quality: dict[str, float] = field(default_factory=dict)
 
 

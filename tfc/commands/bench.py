@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
@@ -23,8 +24,12 @@ def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: P
 
     if suite == "approximation":
         return _approximation(only, samples, folder, save)
+    if suite == "minilm":
+        return _minilm(against, only, samples, folder, save)
     if suite != "attention":
-        raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention, approximation"))
+        raise TfcError(
+            Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention, approximation, minilm")
+        )
     for name in against:
         if name not in PEERS:
             raise TfcError(Diagnostic("E820", f"there is no peer `{name}`", help=f"peers are: {', '.join(PEERS)}"))
@@ -76,6 +81,40 @@ def _approximation(only: str, samples: int, folder: Path, save: bool) -> int:
         write(device / "approximation.jsonl", rows)
         (device / "approximation.svg").write_text(approximation.chart(rows), encoding="utf-8")
     print(approximation.table(rows), end="")
+    return 0
+
+
+def _minilm(against: Sequence[str], only: str, samples: int, folder: Path, save: bool) -> int:
+    """The example model on the CPU beside transformers; with `save`, rows under folder/results/cpu."""
+    from tfc.bench import minilm
+    from tfc.bench.attention import BenchError
+
+    for name in against:
+        if name not in minilm.PEERS:
+            peers = ", ".join(minilm.PEERS)
+            raise TfcError(Diagnostic("E820", f"`minilm` has no peer `{name}`", help=f"its peers are: {peers}"))
+    cases = [case for case in minilm.CASES if only in case.name]
+    if not cases:
+        names = ", ".join(case.name for case in minilm.CASES)
+        raise TfcError(Diagnostic("E820", f"no case's name has `{only}`", help=f"cases are: {names}"))
+    rows: list[Row] = []
+    try:
+        for row in minilm.run(folder.parent / "examples" / "minilm.tfm", cases, samples):
+            rows.append(row)
+            cpu = median(row.samples["transformers cpu"]) / median(row.samples["tfc cpu"])
+            print(
+                f"{row.case:16} ours {row.ours_ms:.0f} ms, {row.peer} {row.peer_ms:.0f} ms: {row.ratio:.2f}x"
+                f" ({cpu:.2f}x of CPU time), floor {row.floor_ms:.0f} ms, {row.errors[row.peer]:.1e} apart",
+                flush=True,
+            )
+            print("  time: " + ", ".join(f"{name} {share:.1%}" for name, share in row.profile.items() if share >= 1e-3))
+            print("  a call of a small model: " + ", ".join(f"{n} {t:.0f} us" for n, t in row.overhead_us.items()))
+    except BenchError as error:
+        print(f"not timed: {error}", file=sys.stderr)
+        return 1
+    if save:
+        write(folder / "results" / "cpu" / "minilm.jsonl", rows)
+    print(markdown(rows), end="")
     return 0
 
 

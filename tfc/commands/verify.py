@@ -1,4 +1,4 @@
-"""`tfc verify`: specs -> a table of laws, each passed, refused in words, not applicable or violated; exit 1 on the last."""
+"""`tfc verify`: specs -> a table of laws: passed, refused in words, not applicable, or violated, which is exit code 1."""
 
 import json
 from collections.abc import Mapping

@@ -316,7 +316,7 @@ class Attention(Op):
         for formula, variables in ((self.score, _SCORE), (self.mask, _MASK), (self.weigh, _WEIGH)):
             check_slots("attention", tuple(captured), q, k, formula, variables=variables)
         if not 0 <= self.dropout < 1 or self.turns < 0 or len(captured) < self.seeds:
-            raise IRError(f"attention: dropout of {self.dropout}, {self.turns} turns, {len(captured)} operands captured")
+            raise IRError(f"attention: dropout of {self.dropout}, {self.turns} turns, {len(captured)} captured")
         if self.dropout:
             check_dropped("attention", captured[-self.seeds :])
         lse = DType.F64 if q.dtype is DType.F64 else DType.F32

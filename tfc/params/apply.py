@@ -5,12 +5,14 @@ gradients run through; every axis of a map counts from the end, so a stack is tr
 that fit (`Call`) are computed once for all their results.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.ir.param_map import (
@@ -28,7 +30,6 @@ from tfc.ir.param_map import (
     Sub,
     Turn,
     UnscaleRows,
-    inside,
     sources,
 )
 from tfc.params.fit import fitted
@@ -47,44 +48,8 @@ def pack(map: ParamMap, tree: Tree, data: Data | None = None) -> dict[str, Array
     _need(map.forward, map.removed, tree, "the parameters before the passes")
     gone = map.removed | map.forward.keys()
     made: Made = {}
-    read = {**tree, **_stacked(map.forward.values(), tree)}
-    new = {p: evaluate(e, read, data, made) for p, e in map.forward.items()}
+    new = {p: evaluate(e, tree, data, made) for p, e in map.forward.items()}
     return {p: x for p, x in tree.items() if p not in gone} | new
-
-
-JOINED = 1 << 26
-"""Bytes of stacks that are made together. XLA takes long to compile each array that is put together of many (on a CPU
-0.2 s of 128 parts); one vector of all parts, of which the stacks are pieces, it compiles at once, and it writes twice."""
-
-
-def _stacked(exprs: Iterable[Expr], tree: Tree) -> dict[str, Array]:
-    """The small stacks of whole parameters in the expressions, by `_name`, made together."""
-    found: dict[Any, dict[str, Stack]] = {}
-    for expr in exprs:
-        for inner in inside(expr):
-            if isinstance(inner, Stack) and all(isinstance(p, Source) and p.path in tree for p in inner.of):
-                (path,) = sources(inner.of[0])
-                first = tree[path]
-                if -inner.axis == first.ndim + 1:
-                    found.setdefault(jnp.dtype(first.dtype), {})[_name(inner)] = inner
-    made: dict[str, Array] = {}
-    for dtype, stacks in found.items():
-        arrays = {name: [tree[path] for p in stack.of for path in sources(p)] for name, stack in stacks.items()}
-        size = sum(x.size for xs in arrays.values() for x in xs)
-        if len(stacks) < 2 or size * dtype.itemsize > JOINED:
-            continue
-        flat = jax.lax.concatenate([jnp.ravel(x) for xs in arrays.values() for x in xs], 0)
-        start = 0
-        for name, xs in arrays.items():
-            end = start + len(xs) * xs[0].size
-            made[name] = jnp.reshape(flat[start:end], (len(xs), *xs[0].shape))
-            start = end
-    return made
-
-
-def _name(stack: Stack) -> str:
-    """What no parameter is called."""
-    return str(stack)
 
 
 def unpack(map: ParamMap, tree: Tree) -> dict[str, Array]:
@@ -130,8 +95,7 @@ def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None
         case Concat(parts, axis):
             return jnp.concatenate([value(p) for p in parts], axis)
         case Stack(parts, axis):
-            known = tree.get(_name(expr))
-            return jnp.stack([value(p) for p in parts], axis) if known is None else known
+            return _stacked([value(p) for p in parts], axis)
         case Turn(of, index, axis):
             return jax.lax.index_in_dim(value(of), index, axis, keepdims=False)
         case Part(of, start, size, axis):
@@ -157,3 +121,16 @@ def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None
                 made[call] = fitted(call, [value(p) for p in expr.of], data)
             return made[call][result]
     raise TypeError(f"{type(expr).__name__} is no expression over parameters")
+
+
+def _stacked(parts: Sequence[Array], axis: int) -> Array:
+    """Parts one upon another. XLA compiles an array put together of many for as long as there are parts (1.4 ms each on
+    a CPU), so those that lie in the host's memory are put together there."""
+    if all(isinstance(x, np.ndarray) or _on_host(x) for x in parts):
+        return jnp.asarray(np.stack([np.asarray(x) for x in parts], axis))
+    return jnp.stack(parts, axis)
+
+
+def _on_host(x: Any) -> bool:
+    known = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    return known and len(x.devices()) == 1 and next(iter(x.devices())).platform == "cpu"

@@ -1,4 +1,4 @@
-"""A function of arrays, traced by JAX, evaluated by numpy: nothing is compiled, so that a thousand small programs can be run.
+"""A function of arrays, traced by JAX, evaluated by numpy: nothing is compiled, and a thousand small programs are run.
 
 Compiling a program of a few dozen small operations takes a second, and running it none. Primitives without a rule here
 are run by JAX. Sums are in another order than XLA's, so results agree to rounding.
@@ -6,36 +6,67 @@ are run by JAX. Sums are in another order than XLA's, so results agree to roundi
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import Literal
 
-__all__ = ["interpreted"]
+__all__ = ["Draw", "Traced", "interpreted", "mark"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Traced:
+    """A function traced for arguments of some shapes; called, it gives numpy arrays.
+
+    A call with a generator and a roundoff changes what `mark` has marked by a random unit of it, forward and backward:
+    a draw of what rounding there does. Without, marks do nothing.
+    """
+
+    def __init__(self, f: Callable[..., Any], *args: Any) -> None:
+        self.closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        self.structure = jax.tree.structure(shape)
+
+    def __call__(self, *args: Any, draw: "Draw | None" = None) -> Any:
+        with np.errstate(all="ignore"):
+            flat = _closed(self.closed, [np.asarray(x) for x in jax.tree.leaves(args)], draw)
+        return jax.tree.unflatten(self.structure, flat)
 
 
 def interpreted[**P, R](f: Callable[P, R]) -> Callable[P, R]:
     """f, whose results are numpy arrays."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args, **kwargs)
-        with np.errstate(all="ignore"):
-            flat = _closed(closed, [np.asarray(x) for x in jax.tree.leaves((args, kwargs))])
-        found: R = jax.tree.unflatten(jax.tree.structure(shape), flat)
+        found: R = Traced(lambda a, k: f(*a, **k), args, kwargs)(args, kwargs)
         return found
 
     return call
 
 
-def _closed(closed: Any, args: Sequence[Array]) -> list[Array]:
-    return _run(closed.jaxpr, list(map(np.asarray, closed.consts)), args)
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Random rounding. unit: of a mark's number of mantissa bits, the relative size of an error there."""
+
+    rng: np.random.Generator
+    unit: Callable[[int], float]
+
+    def __call__(self, x: Array, bits: int) -> Array:
+        return x * (1 + self.unit(bits) * self.rng.uniform(-1, 1, x.shape))
 
 
-def _run(jaxpr: Any, consts: Sequence[Array], args: Sequence[Array]) -> list[Array]:
-    env: dict[Any, Array] = dict(zip(jaxpr.constvars, consts, strict=True))
+EXPONENT = 11
+
+
+def mark(x: Any, bits: int) -> Any:
+    """x, marked as a place of rounding to a mantissa of so many bits; for `Traced` only."""
+    return jax.lax.reduce_precision(x, EXPONENT, bits)
+
+
+def _closed(closed: Any, args: Sequence[Array], draw: Draw | None) -> list[Array]:
+    jaxpr = closed.jaxpr
+    env: dict[Any, Array] = dict(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Array:
@@ -45,16 +76,16 @@ def _run(jaxpr: Any, consts: Sequence[Array], args: Sequence[Array]) -> list[Arr
         values = [read(v) for v in eqn.invars]
         name = eqn.primitive.name
         if name in CALLS:
-            found = CALLS[name](eqn.params, values)
+            found = CALLS[name](eqn.params, values, draw)
+        elif name == "reduce_precision" and eqn.params["exponent_bits"] == EXPONENT:
+            found = [draw(values[0], eqn.params["mantissa_bits"]) if draw else values[0]]
         elif name in RULES:
             found = [RULES[name](*values, **_known(eqn.params))]
         else:
             given = eqn.primitive.bind(*values, **eqn.params)
             found = [np.asarray(x) for x in (given if eqn.primitive.multiple_results else [given])]
         for out, x in zip(eqn.outvars, found, strict=True):
-            if x.dtype != out.aval.dtype:
-                x = x.astype(out.aval.dtype)
-            env[out] = x
+            env[out] = x if x.dtype == out.aval.dtype else x.astype(out.aval.dtype)
     return [read(v) for v in jaxpr.outvars]
 
 
@@ -62,17 +93,17 @@ def _known(params: Mapping[str, Any]) -> dict[str, Any]:
     return {f"_{k}" if k in ("slice_sizes",) else k: v for k, v in params.items()}
 
 
-# --- calls and loops: (params, operands) -> results
+# --- calls and loops: (params, operands, random rounding) -> results
 
 
-def _scan(params: Mapping[str, Any], args: Sequence[Array]) -> list[Array]:
+def _scan(params: Mapping[str, Any], args: Sequence[Array], draw: Draw | None) -> list[Array]:
     body = params["jaxpr"]
     fixed, carried, rows = map(list, params["ft_in"].update(args).unpack())
     carries = len(carried)
     turns = range(params["length"])
     columns: list[list[Array]] = []
     for i in reversed(turns) if params["reverse"] else turns:
-        found = _closed(body, [*fixed, *carried, *(x[i] for x in rows)])
+        found = _closed(body, [*fixed, *carried, *(x[i] for x in rows)], draw)
         carried = found[:carries]
         columns.append(found[carries:])
     if params["reverse"]:
@@ -84,33 +115,34 @@ def _scan(params: Mapping[str, Any], args: Sequence[Array]) -> list[Array]:
     return [*carried, *stacked]
 
 
-def _while(params: Mapping[str, Any], args: Sequence[Array]) -> list[Array]:
+def _while(params: Mapping[str, Any], args: Sequence[Array], draw: Draw | None) -> list[Array]:
     n, m = params["cond_nconsts"], params["body_nconsts"]
     asked, fixed, carried = args[:n], args[n : n + m], list(args[n + m :])
-    while bool(_closed(params["cond_jaxpr"], [*asked, *carried])[0]):
-        carried = _closed(params["body_jaxpr"], [*fixed, *carried])
+    while bool(_closed(params["cond_jaxpr"], [*asked, *carried], draw)[0]):
+        carried = _closed(params["body_jaxpr"], [*fixed, *carried], draw)
     return carried
 
 
-def _cond(params: Mapping[str, Any], args: Sequence[Array]) -> list[Array]:
+def _cond(params: Mapping[str, Any], args: Sequence[Array], draw: Draw | None) -> list[Array]:
     branches = params["branches"]
-    return _closed(branches[int(np.clip(args[0], 0, len(branches) - 1))], args[1:])
+    return _closed(branches[int(np.clip(args[0], 0, len(branches) - 1))], args[1:], draw)
 
 
-def _inner(params: Mapping[str, Any], args: Sequence[Array]) -> list[Array]:
+def _inner(params: Mapping[str, Any], args: Sequence[Array], draw: Draw | None) -> list[Array]:
     body = next(params[k] for k in ("call_jaxpr", "jaxpr", "fun_jaxpr") if k in params)
-    return _closed(body, args)
+    return _closed(body, args, draw)
 
 
-CALLS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Array]], list[Array]]] = {
+CALLS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Array], Draw | None], list[Array]]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
     **dict.fromkeys(
-        ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"), _inner
+        ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"),
+        _inner,
     ),
-    "optimization_barrier": lambda params, args: list(args),
-    "split": lambda params, args: np.split(args[0], np.cumsum(params["sizes"])[:-1], params["axis"]),
+    "optimization_barrier": lambda params, args, draw: list(args),
+    "split": lambda params, args, draw: np.split(args[0], np.cumsum(params["sizes"])[:-1], params["axis"]),
 }
 
 # --- single results: (operands, params by name) -> result
@@ -206,7 +238,9 @@ def _places(
     return found, np.ones_like(inside) if clip else inside, window
 
 
-def _gather(x: Array, at: Array, dimension_numbers: Any, _slice_sizes: Any, mode: Any, fill_value: Any, **_: Any) -> Array:
+def _gather(
+    x: Array, at: Array, dimension_numbers: Any, _slice_sizes: Any, mode: Any, fill_value: Any, **_: Any
+) -> Array:
     d = dimension_numbers
     index, inside, window = _places(
         x.shape, at, d.start_index_map, d.collapsed_slice_dims, d.operand_batching_dims,
@@ -259,7 +293,8 @@ def _cumulated(how: Any) -> Callable[..., Array]:
 
 
 def _padded(x: Array, value: Array, padding_config: Any) -> Array:
-    shape = [low + n + max(n - 1, 0) * inner + high for n, (low, high, inner) in zip(x.shape, padding_config, strict=True)]
+    ends = zip(x.shape, padding_config, strict=True)
+    shape = [low + n + max(n - 1, 0) * inner + high for n, (low, high, inner) in ends]
     out = np.full([max(n, 0) for n in shape], value, x.dtype)
     into, of = [], []
     for n, total, (low, _, inner) in zip(x.shape, shape, padding_config, strict=True):
@@ -268,6 +303,11 @@ def _padded(x: Array, value: Array, padding_config: Any) -> Array:
         into.append([low + i * (inner + 1) for i in kept])
     out[np.ix_(*into)] = x[np.ix_(*of)]
     return out
+
+
+def _counted(dtype: Any, shape: Any, dimension: int, **_: Any) -> Array:
+    along = [-1 if i == dimension else 1 for i in range(len(shape))]
+    return np.broadcast_to(np.arange(shape[dimension], dtype=dtype).reshape(along), shape)
 
 
 def _reduced(how: Any) -> Callable[..., Array]:
@@ -318,9 +358,7 @@ RULES: Mapping[str, Callable[..., Array]] = {
     "gather": _gather,
     "scatter-add": _scatter(np.add),
     "scatter": _scatter(None),
-    "iota": lambda dtype, shape, dimension, **_: np.broadcast_to(
-        np.arange(shape[dimension], dtype=dtype).reshape([-1 if i == dimension else 1 for i in range(len(shape))]), shape
-    ),
+    "iota": _counted,
     "reduce_sum": _reduced(np.sum),
     "reduce_max": _reduced(np.max),
     "reduce_min": _reduced(np.min),

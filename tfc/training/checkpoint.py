@@ -49,7 +49,7 @@ def save(state: Any, path: str | os.PathLike[str]) -> None:
         arrays[name], kind = _stored(name, leaf)
         if kind:
             keys[name] = kind
-    metadata = {"format": FORMAT, "keys": json.dumps(keys, sort_keys=True)}
+    metadata = {FORMAT: json.dumps(keys, sort_keys=True)}  # of one entry: several would come in any order
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".tfc-") as folder:
             made = Path(folder) / file.name
@@ -108,12 +108,10 @@ def _stored(name: str, leaf: Any) -> tuple[np.ndarray[Any, Any], str]:
 
 
 def _keys(path: str | os.PathLike[str], arrays: Arrays) -> Mapping[str, str]:
-    metadata = arrays.metadata
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in arrays.metadata:
         fact = f"{path} is no state of a training run"
         raise TfcError(Diagnostic("E607", fact, help="model.load reads parameters alone"))
-    found = json.loads(metadata["keys"])
-    assert isinstance(found, dict)
+    found: dict[str, str] = json.loads(arrays.metadata[FORMAT])
     return found
 
 

@@ -13,7 +13,9 @@ IGNORE = -100
 """The label that does not count, as elsewhere in the field."""
 
 
-def token_losses(logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+def token_losses(
+    logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Array:
     """What each token's label costs, in nats.   logits: [..., V]   labels: int [...]   -> float32 [...]
 
     (1 - smoothing) * -log p[label] + smoothing * mean over the vocabulary of -log p (arXiv:1512.00567)
@@ -28,7 +30,7 @@ def token_losses(logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: f
     if not jnp.issubdtype(logits.dtype, jnp.floating) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"logits are {logits.dtype} and labels {labels.dtype}: reals and integers are needed")
     if not 0 <= smoothing < 1 or z_loss < 0:
-        raise ValueError(f"smoothing is 0 or more and below 1, z_loss not negative: {smoothing} and {z_loss} were given")
+        raise ValueError(f"smoothing is 0 or more and below 1, z_loss not negative; they are {smoothing} and {z_loss}")
     vocabulary = logits.shape[-1]
     counts = labels != ignore
     wide = jnp.where(counts[..., None], logits, 0).astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -43,7 +45,9 @@ def token_losses(logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: f
     return jnp.where(counts, loss, 0)
 
 
-def cross_entropy(logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: float = 0.0, z_loss: float = 0.0) -> Array:
+def cross_entropy(
+    logits: Any, labels: Any, *, ignore: int = IGNORE, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Array:
     """The mean of `token_losses` over the tokens whose label counts; 0 where none does.   -> float32 []"""
     losses = token_losses(logits, labels, ignore=ignore, smoothing=smoothing, z_loss=z_loss)
     return masked_mean(losses, jnp.asarray(labels) != ignore)

@@ -21,9 +21,9 @@ GENERATED = 64
 
 class Peer(Protocol):
     """What a module of this folder has. `generate` is missing where `PROMPT` is 0. `SAVED = "transformer"`, if there,
-    names the part of the model whose checkpoint is written, where that is how the published one is. `SPEC`, if there, is
-    the name of the spec where that is not the module's, and `PUBLISHED` are the settings of the published sizes where
-    they are not the spec's defaults."""
+    names the part of the model whose checkpoint is written, where that is how the published one is. `SPEC`, if there,
+    is the spec's name where it is not the module's, and `PUBLISHED` are the settings of the published sizes where they
+    are not the spec's defaults."""
 
     SETTINGS: Mapping[str, Any]
     """The `--set` that make the spec as small as the model that `build` makes: numbers, words, lists of them."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from jax.core import Tracer
 
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.ir.param_map import Call
@@ -41,7 +42,7 @@ def fitted(call: Call, arrays: Sequence[Array], data: Mapping[str, Any] | None) 
             fact = f"`{call.fn}` fits to what the model sees at `{call.data}`, and there are no statistics of it"
             hint = "give calibration data: tfc convert --calibrate, or pack(params, data=statistics(...))"
             raise TfcError(Diagnostic("E631", fact, help=hint))
-        if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        if any(isinstance(x, Tracer) for x in arrays):
             fact = f"`{call.fn}` needs values, which a traced call does not have"
             raise TfcError(Diagnostic("E631", fact, help="pack the parameters once, outside of jit"))
         found = data[call.data]

@@ -4,4 +4,15 @@ from tfc.testing.spec_laws.judging import LAWS, SpecLaw, SpecReport, Verdict, ju
 from tfc.testing.spec_laws.subject import Claims, Inapplicable, Refused, Subject
 from tfc.testing.spec_laws.verifying import verify
 
-__all__ = ["LAWS", "Claims", "Inapplicable", "Refused", "SpecLaw", "SpecReport", "Subject", "Verdict", "judge_spec", "verify"]
+__all__ = [
+    "LAWS",
+    "Claims",
+    "Inapplicable",
+    "Refused",
+    "SpecLaw",
+    "SpecReport",
+    "Subject",
+    "Verdict",
+    "judge_spec",
+    "verify",
+]

@@ -13,19 +13,18 @@ from tfc.ir.program import Program
 from tfc.ir.text import parse, show
 from tfc.ir.types import Dim
 from tfc.ir.verify import verify
-from tfc.params.apply import pack
 from tfc.passes.decode import COUNT, LENGTH, Decode, kept, tokens_of
 from tfc.testing.interpreted import interpreted
-from tfc.testing.spec_laws.rounding import FINEST, apart, fine_noise
+from tfc.testing.spec_laws.rounding import FINEST, apart, noise
 from tfc.testing.spec_laws.subject import Array, Refused, Subject
 
 __all__ = ["decoded", "form_of", "kernels", "time_of"]
 
 
-def form_of(s: Subject, optimized: bool = False) -> Program:
-    """The decoding form of the wide program. Raises Refused where there is none."""
+def form_of(s: Subject) -> Program:
+    """The decoding form of the wide program after the passes. Raises Refused where there is none."""
     try:
-        form = Decode()(s.wide.program if optimized else s.wide.lowered).program
+        form = Decode()(s.wide.program).program
     except TfcError as error:
         raise Refused(error.diagnostics[0].message.partition(": ")[2] or error.diagnostics[0].message) from None
     verify(form, after="decode")
@@ -41,11 +40,11 @@ def time_of(program: Program) -> tuple[str, str]:
 
 
 def decoded(s: Subject) -> str | None:
-    """By the definitions, before passes; the form is read back from its text, too."""
+    """By the definitions; the form is read back from its text, too."""
     form = form_of(s)
     if parse(show(form)) != form:
         return f"the decoding form's text is of another program\n{show(form)}"
-    params, _ = s.arrays(s.wide)
+    params, _ = s.arrays(s.wide, s.wide.map)
 
     def step(bound: Program, given: dict[str, Any]) -> Any:
         return interpreted(lambda p, x: evaluate(bound, p, x, jnp.float64))(params, given)
@@ -54,15 +53,13 @@ def decoded(s: Subject) -> str | None:
 
 
 def kernels(s: Subject) -> str | None:
-    """By the target's kernels, after all passes."""
-    s.emitted(s.wide)
-    form = form_of(s, optimized=True)
-    params, _ = s.arrays(s.wide)
-    packed = pack(s.wide.map, params)
+    """By the target's kernels."""
+    form = form_of(s)
+    params, _ = s.arrays(s.wide, s.wide.map)
     run = emit(form, s.target)
 
     def step(bound: Program, given: dict[str, Any]) -> Any:
-        return s.called(run, packed, given)
+        return s.called(run, params, given)
 
     return _split(s, form, step)
 
@@ -79,7 +76,7 @@ def _split(s: Subject, form: Program, step: Any) -> str | None:
     first[0] = max(1, total // 2)
     length, caches = np.zeros(rows, int), None
     given = s.given(s.wide, s.inputs)
-    noise = fine_noise(s)
+    allowed = noise(s)
     for counts in (first, total - first):
         new = int(counts.max())
         if not new:
@@ -96,7 +93,7 @@ def _split(s: Subject, form: Program, step: Any) -> str | None:
             whole: Array = s.values[i]
             for b in range(rows):
                 n, own = int(counts[b]), slice(int(length[b]), int(length[b] + counts[b]))
-                if n and (said := apart(f"result {i}", np.asarray(got)[b, :n], whole[b, own], noise[i], FINEST)):
+                if n and (said := apart(f"result {i}", np.asarray(got)[b, :n], whole[b, own], allowed[i], FINEST)):
                     return f"row {b}, tokens {own.start} to {own.stop}: {said}"
         length, caches = length + counts, dict(zip(caches, after, strict=True))
     return None

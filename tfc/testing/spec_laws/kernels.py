@@ -1,16 +1,11 @@
 """Laws of kernels: what the target runs gives what the definitions give, in float64 and in the precision declared."""
 
 import jax
-import numpy as np
 
-from tfc.params.apply import pack
-from tfc.testing.interpreted import interpreted
 from tfc.testing.spec_laws.rounding import (
     FINEST,
     ROUNDOFF,
     differs,
-    fine_gradients,
-    fine_noise,
     gradient_noise,
     gradients_differ,
     jumps,
@@ -23,19 +18,12 @@ __all__ = ["declared", "declared_gradients", "gradients", "values"]
 
 def values(s: Subject) -> str | None:
     """In float64, where a difference is a fault and no rounding."""
-    return differs(s.run(s.wide), s.values, fine_noise(s), FINEST)
-
-
-def _kernel_gradients(s: Subject, wide: bool) -> dict[str, np.ndarray]:
-    form = s.wide if wide else s.narrow
-    f, (params, given) = s.emitted(form), s.arrays(form)
-    through = interpreted if s.target.platform == "cpu" else jax.jit
-    return s.pull(lambda p, x: f(pack(form.map, p), x), params, given, through)
+    return differs(s.run(s.wide), s.values, noise(s), FINEST)
 
 
 def gradients(s: Subject) -> str | None:
     """The same of gradients, by parameters and by real inputs."""
-    return gradients_differ(s, _kernel_gradients(s, wide=True), fine_gradients(s), FINEST)
+    return gradients_differ(s, s.kernel_gradients(s.wide), gradient_noise(s), FINEST)
 
 
 def _smooth(s: Subject) -> None:
@@ -46,23 +34,21 @@ def _smooth(s: Subject) -> None:
 def declared(s: Subject) -> str | None:
     """In the precision that the spec asks for, within a small multiple of what rounding does to the definitions."""
     _smooth(s)
-    allowed = noise(s, s.narrow.program, ROUNDOFF, s.narrow.map)
     with jax.enable_x64(False):
         found = s.run(s.narrow)
-    return differs(found, s.values, allowed, _coarsest(s))
+    return differs(found, s.values, noise(s, _coarsest(s)), _coarsest(s))
 
 
 def declared_gradients(s: Subject) -> str | None:
     """The same of gradients, which are finite and have the parameters' element types."""
     _smooth(s)
-    allowed = gradient_noise(s, s.narrow, ROUNDOFF)
     with jax.enable_x64(False):
-        found = _kernel_gradients(s, wide=False)
+        found = s.kernel_gradients(s.narrow)
         params, _ = s.arrays(s.narrow)
     for path, x in params.items():
         if found[path].dtype != x.dtype:
             return f"the gradient of {path} is {found[path].dtype}, the parameter {x.dtype}"
-    return gradients_differ(s, found, allowed, _coarsest(s))
+    return gradients_differ(s, found, gradient_noise(s, _coarsest(s)), _coarsest(s))
 
 
 def _coarsest(s: Subject) -> float:

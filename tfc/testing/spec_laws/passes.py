@@ -1,14 +1,16 @@
 """Laws of passes: each exact one alone, and all of them, keep values and gradients, and their maps lead back."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from tfc.backends.reference.program import evaluate
 from tfc.ir.param_map import Add, Expr, MatVec, ParamMap, ScaleRows, Source, Sub, UnscaleRows, parts, substitute
 from tfc.ir.verify import verify
 from tfc.params.apply import pack, unpack
 from tfc.passes import pipeline
 from tfc.passes.base import Contract
-from tfc.testing.spec_laws.rounding import FINEST, apart, differs, fine_gradients, fine_noise, gradients_differ
-from tfc.testing.spec_laws.subject import Subject
+from tfc.testing.spec_laws.rounding import FINEST, apart, differs, gradient_noise, gradients_differ, noise
+from tfc.testing.spec_laws.subject import Array, Subject
 
 __all__ = ["alone", "gradients", "leads_back", "together"]
 
@@ -23,19 +25,28 @@ def alone(s: Subject) -> str | None:
         if done.program == program:
             continue
         verify(done.program, after=step.name)
-        if said := differs(s.defined(done.program, map=done.map), s.values, fine_noise(s), FINEST):
+        if said := differs(s.defined(done.program, map=done.map), s.values, noise(s), FINEST):
             return f"after {step.name}, {said}"
     return None
 
 
 def together(s: Subject) -> str | None:
     """Values after all passes."""
-    return differs(s.defined(s.wide.program, map=s.wide.map), s.values, fine_noise(s), FINEST)
+    return differs(s.defined(s.wide.program, map=s.wide.map), s.values, noise(s), FINEST)
 
 
 def gradients(s: Subject) -> str | None:
     """Gradients after all passes, by the parameters as they were before."""
-    return gradients_differ(s, s.pulled(s.wide.program, s.wide.map), fine_gradients(s), FINEST)
+    return gradients_differ(s, _pulled(s), gradient_noise(s), FINEST)
+
+
+def _pulled(s: Subject) -> dict[str, Array]:
+    bound, map = s.wide.program.bind(s.lengths), s.wide.map
+    params, given = s.arrays(s.wide)
+    pulled: dict[str, Array] = s.pulled_back(lambda p, x: evaluate(bound, pack(map, p), x, jnp.float64), params, given)(
+        params, given
+    )
+    return pulled
 
 
 def leads_back(s: Subject) -> str | None:

@@ -1,5 +1,6 @@
 """Laws of sequences: what a token's results do not depend on, tried by changing it."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from tfc.ir.ops import Calibrated, Rounded
 from tfc.ir.types import DType
 from tfc.testing.spec_laws.decoding import form_of, time_of
-from tfc.testing.spec_laws.rounding import FINEST, apart, fine_noise, operations_of
+from tfc.testing.spec_laws.rounding import FINEST, apart, noise, operations_of
 from tfc.testing.spec_laws.subject import Array, Inapplicable, Refused, Subject, bits
 
 __all__ = ["documents_apart", "no_later_token", "other_rows", "padding"]
@@ -44,9 +45,9 @@ def _tokens(s: Subject) -> list[int]:
 
 def _same(s: Subject, changed: Mapping[str, Array], keep: Array, results: list[int]) -> str | None:
     """Results at `keep`, bool [B, T], are as before."""
-    found, noise = s.run(s.wide, changed), fine_noise(s)
+    found, allowed = s.run(s.wide, changed), noise(s)
     for i in results:
-        if said := apart(f"result {i}", found[i][keep], s.values[i][keep], noise[i], FINEST):
+        if said := apart(f"result {i}", found[i][keep], s.values[i][keep], allowed[i], FINEST):
             return said
     return None
 
@@ -83,9 +84,9 @@ def other_rows(s: Subject) -> str | None:
         raise Inapplicable("results without a row for each of the batch")
     if mixes(s):
         raise Inapplicable(_WHOLE)
-    found, noise = s.run(s.wide, {name: x[1:2] for name, x in s.inputs.items()}), fine_noise(s)
+    found, allowed = s.run(s.wide, {name: x[1:2] for name, x in s.inputs.items()}), noise(s)
     for i in range(len(s.wide.lowered.results)):
-        if said := apart(f"result {i} of row 1 alone", found[i], s.values[i][1:2], noise[i], FINEST):
+        if said := apart(f"result {i} of row 1 alone", found[i], s.values[i][1:2], allowed[i], FINEST):
             return said
     return None
 
@@ -111,11 +112,11 @@ def padding(s: Subject) -> str | None:
         raise Inapplicable(_WHOLE)
     total = s.lengths[time]
     within = np.arange(total) < s.inputs[names[0]][:, None]
-    changed, noise = s.run(s.wide, _changed(s, ~within)), fine_noise(s)
+    changed, allowed = s.run(s.wide, _changed(s, ~within)), noise(s)
     timed = _tokens(s)
     for i in range(len(s.wide.lowered.results)):
         keep = within if i in timed else np.ones(s.values[i].shape[:1], bool)
-        if said := apart(f"result {i}", changed[i][keep], s.values[i][keep], noise[i], FINEST):
+        if said := apart(f"result {i}", changed[i][keep], s.values[i][keep], allowed[i], FINEST):
             return f"tokens beyond `{names[0]}` matter: {said}"
     return None
 
@@ -135,15 +136,15 @@ def documents_apart(s: Subject) -> str | None:
     rows = inputs[document].shape[0]
     for b in range(rows):
         ends = np.flatnonzero(np.diff(inputs[document][b], prepend=-1, append=-1))
-        spans += [(b, int(i), int(j)) for i, j in zip(ends, ends[1:], strict=False)]
+        spans += [(b, int(i), int(j)) for i, j in itertools.pairwise(ends)]
     if place is not None:
         inputs[place] = np.zeros_like(inputs[place])
         for b, i, j in spans:
             inputs[place][b, i:j] = np.arange(j - i)
-    packed, noise, timed = s.run(s.wide, inputs), fine_noise(s), _timed(s)
+    packed, allowed, timed = s.run(s.wide, inputs), noise(s), _timed(s)
     for b, i, j in spans:
         alone = s.run(s.wide, {n: x[b : b + 1, i:j] if n in timed else x[b : b + 1] for n, x in inputs.items()})
         for r in results:
-            if said := apart(f"result {r}", alone[r], packed[r][b : b + 1, i:j], noise[r], FINEST):
+            if said := apart(f"result {r}", alone[r], packed[r][b : b + 1, i:j], allowed[r], FINEST):
                 return f"the text at {i} to {j} of row {b}, alone: {said}"
     return None

@@ -25,14 +25,14 @@ from tfc.grammar import ast
 from tfc.grammar.lower import Lowered, lower
 from tfc.grammar.parser import parse
 from tfc.ir.param_map import IDENTITY, ParamMap
-from tfc.ir.program import Precision, Program
+from tfc.ir.program import Eqn, Precision, Program
 from tfc.ir.types import Dim, DType, IRError
 from tfc.ir.verify import verify
 from tfc.params.apply import failing_guards, pack
 from tfc.params.initial import initial
 from tfc.passes import pipeline
 from tfc.source import Source
-from tfc.testing.interpreted import interpreted
+from tfc.testing.interpreted import Draw, Traced, interpreted, mark
 
 __all__ = ["MOST", "WIDE", "Array", "Claims", "Form", "Inapplicable", "Refused", "Subject", "Tree", "bits"]
 
@@ -248,57 +248,84 @@ class Subject:
         except TfcError as error:
             raise Refused(str(error.diagnostics[0].message)) from None
 
-    def run(self, form: Form, inputs: Mapping[str, Array] | None = None) -> tuple[Array, ...]:
-        """The results and reports of the form by the target's kernels, op by op on a CPU."""
-        f, (params, given) = self.emitted(form), self.arrays(form, form.map)
+    def run(
+        self, form: Form, inputs: Mapping[str, Array] | None = None, params: Tree | None = None
+    ) -> tuple[Array, ...]:
+        """The results and reports of the form by the target's kernels, on a CPU traced, and evaluated by numpy."""
+        own, given = self.arrays(form, form.map)
         taken = given if inputs is None else self.given(form, inputs)
-        return tuple(np.asarray(x) for x in self.called(f, params, taken))
+        return tuple(np.asarray(x) for x in self.called(self.emitted(form), own if params is None else params, taken))
 
     def called(self, f: Any, *args: Any) -> Any:
-        """A kernel's function: jitted on a device; on a CPU traced, and the trace evaluated by numpy."""
-        return interpreted(f)(*args) if self.target.platform == "cpu" else jax.jit(f)(*args)
+        """A kernel's function: jitted on a device; on a CPU traced, once for arguments of one shape."""
+        if self.target.platform != "cpu":
+            return jax.jit(f)(*args)
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(args))
+        key = f"{id(getattr(f, 'program', f))} {shapes}"
+        if key not in self.kept:
+            self.kept[key] = Traced(f, *args), f
+        return self.kept[key][0](*args)
 
-    def defined(
-        self, program: Program, inputs: Mapping[str, Array] | None = None, map: ParamMap = IDENTITY
-    ) -> tuple[Array, ...]:
+    def defined(self, program: Program, map: ParamMap = IDENTITY) -> tuple[Array, ...]:
         """The results and reports of a program by the definitions, in float64."""
         params, given = self.arrays(self.wide, map)
-        taken = given if inputs is None else self.given(self.wide, inputs)
         bound = program.bind(self.lengths)
-        return interpreted(lambda p, x: evaluate(bound, p, x, jnp.float64))(params, taken)
+        return interpreted(lambda p, x: evaluate(bound, p, x, jnp.float64))(params, given)
+
+    @cached_property
+    def _meaning(self) -> Traced:
+        bound = self.wide.lowered.bind(self.lengths)
+        return Traced(lambda p, x: evaluate(bound, p, x, jnp.float64, _marked), *self.arrays(self.wide))
 
     @cached_property
     def values(self) -> tuple[Array, ...]:
         """What the spec means: the lowered program by the definitions."""
-        return self.defined(self.wide.lowered)
+        return tuple(self._meaning(*self.arrays(self.wide)))
+
+    @cached_property
+    def _slopes(self) -> Traced:
+        bound = self.wide.lowered.bind(self.lengths)
+        return self.pulled_back(lambda p, x: evaluate(bound, p, x, jnp.float64, _marked), *self.arrays(self.wide))
+
+    @cached_property
+    def gradients(self) -> dict[str, Array]:
+        """In float64 by the definitions, of a random sum of the results: by path, and by real input."""
+        return self._slopes(*self.arrays(self.wide))  # type: ignore[no-any-return]  # a dict, as it was traced
+
+    def rounded(self, draw: Draw, gradients: bool = False) -> Any:
+        """Values, or gradients, with what equations read rounded at random."""
+        return (self._slopes if gradients else self._meaning)(*self.arrays(self.wide), draw=draw)
 
     @cached_property
     def cotangents(self) -> tuple[Array, ...]:
         rng = np.random.default_rng(bits(self.seed, "cotangents"))
         return tuple(rng.standard_normal(x.shape) for x in self.values)
 
-    def pulled(self, program: Program, map: ParamMap, read: Any = None) -> Tree:
-        """Gradients, in float64 by the definitions, of a random sum of the results: by path, and by real input."""
-        params, given = self.arrays(self.wide)
-        bound = program.bind(self.lengths)
-        return self.pull(lambda p, x: evaluate(bound, pack(map, p), x, jnp.float64, read), params, given, interpreted)
+    def pulled_back(self, f: Any, params: Tree, given: Tree) -> Any:
+        """(params, inputs) -> gradients of the random sum of f's results that are real, by path and `input name`."""
 
-    def pull(self, f: Any, params: Tree, given: Tree, through: Any) -> dict[str, Array]:
-        """Gradients of the random sum of f's results that are real. through: what evaluates a traced function."""
-        real = {n: x for n, x in given.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-        rest = {n: x for n, x in given.items() if n not in real}
+        def pulled(p: Any, x: Any) -> dict[str, Any]:
+            real = {n: v for n, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+            out, pull = jax.vjp(lambda p, r: f(p, {**x, **r}), p, real)
+            by_params, by_inputs = pull(tuple(_cotangent(c, y) for c, y in zip(self.cotangents, out, strict=True)))
+            return {**by_params, **{f"input {n}": g for n, g in by_inputs.items()}}
 
-        def pulled(p: Any, x: Any) -> Any:
-            out, pull = jax.vjp(lambda p, x: f(p, {**rest, **x}), p, x)
-            return pull(tuple(_cotangent(c, y) for c, y in zip(self.cotangents, out, strict=True)))
+        return Traced(pulled, params, given) if self.target.platform == "cpu" else jax.jit(pulled)
 
-        by_params, by_inputs = through(pulled)(params, real)
-        return {k: np.asarray(x) for k, x in {**by_params, **{f"input {n}": x for n, x in by_inputs.items()}}.items()}
+    def kernel_gradients(self, form: Form) -> dict[str, Array]:
+        """Gradients through the target's kernels and the passes' map."""
+        f, (params, given) = self.emitted(form), self.arrays(form)
+        found = self.pulled_back(lambda p, x: f(pack(form.map, p), x), params, given)(params, given)
+        return {k: np.asarray(x) for k, x in found.items()}
 
-    @cached_property
-    def gradients(self) -> Tree:
-        """Those of the lowered program."""
-        return self.pulled(self.wide.lowered, IDENTITY)
+
+def _marked(eqn: Eqn, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Marks what an equation reads with the mantissa of its declared type."""
+    pairs = zip(eqn.args, operands, strict=True)
+    return tuple(mark(x, MANTISSA[a.type.dtype]) if a.type.dtype in MANTISSA else x for a, x in pairs)
+
+
+MANTISSA: Mapping[DType, int] = {DType.F64: 52, DType.F32: 23, DType.F16: 10, DType.BF16: 8 - 1}
 
 
 def _passed(program: Program, hold: frozenset[str]) -> pipeline.Result:

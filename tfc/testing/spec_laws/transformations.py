@@ -1,11 +1,11 @@
-"""Laws of transformations: a mapped model is a loop over its calls; a jitted one gives the same, its gradients finite."""
+"""Laws of transformations: a mapped model is a loop over its calls; a jitted one gives the same, finite gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tfc.params.apply import pack
-from tfc.testing.spec_laws.rounding import FINEST, differs, fine_noise
+from tfc.testing.spec_laws.rounding import FINEST, differs, noise
 from tfc.testing.spec_laws.subject import Subject
 
 __all__ = ["jitted", "mapped"]
@@ -15,14 +15,14 @@ def mapped(s: Subject) -> str | None:
     """jax.vmap over parameters and inputs."""
     f, (params, given) = s.emitted(s.wide), s.arrays(s.wide, s.wide.map)
     other = {name: x if i % 2 else x * 0.9 for i, (name, x) in enumerate(params.items())}
-    turned = {name: jnp.roll(x, 1, 0) for name, x in given.items()}
+    turned = {name: jnp.roll(x, 1, 0) if x.ndim else x for name, x in given.items()}
     both = [jax.tree.map(lambda *xs: jnp.stack(xs), *pair) for pair in ((params, other), (given, turned))]
     every = s.called(jax.vmap(lambda p, x: f(p, x)), *both)
-    loop = [s.called(f, params, given), s.called(f, other, turned)]
+    loop = [s.run(s.wide), s.run(s.wide, turned, other)]
     for n, results in enumerate(loop):
         found = [np.asarray(x[n]) for x in every]
         right = [np.asarray(x).astype(np.float64) for x in results]
-        if said := differs(found, right, fine_noise(s), FINEST):
+        if said := differs(found, right, noise(s), FINEST):
             return f"element {n} of the mapped axis: {said}"
     return None
 
@@ -38,7 +38,7 @@ def jitted(s: Subject) -> str | None:
         return sum((jnp.sum(results[i]) for i in real), jnp.float64(0)), tuple(results)
 
     (_, results), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    if said := differs(results, s.values, fine_noise(s), FINEST):
+    if said := differs(results, s.values, noise(s), FINEST):
         return said
     for path, g in gradients.items():
         if not bool(jnp.all(jnp.isfinite(g))):

@@ -33,7 +33,8 @@ def verify(
 
     spec: a path, a text, or a model from `tfc.compile`, which is checked with its own `let`s and for its own target.
     deep: laws that take longer, and more seeds. lengths: of the inputs, `T=32`; by default small ones that fit.
-    claims: what the laws cannot know by themselves. lets: other values for the spec's `let`s. tell: is given each law's name before its turn.
+    claims: what the laws cannot know by themselves. lets: other values for the spec's `let`s. tell: is given each
+    law's name before its turn.
     Raises TfcError for a spec that is none, or too large (E725); ValueError for a model that was made of no spec.
     """
     device = None
