@@ -163,7 +163,9 @@ def main(
     knows the text by heart, which is what this one is for: there is too little text to learn English from.
     """
     console = Console(stderr=True)
-    lets = dict(item.partition("=")[::2] for item in sets)
+    lets: dict[str, Any] = dict(item.split("=", 1) for item in sets if "=" in item)
+    if len(lets) < len(sets):
+        raise click.ClickException("--set takes NAME=VALUE, each name once")
     codes = read(text)
     if codes.size <= length + 1:
         raise click.ClickException(f"{text} has {codes.size} bytes, fewer than a piece of {length} needs")

@@ -89,6 +89,8 @@ class Text:
 
     def __init__(self, program: Program) -> None:
         self.constants = [e for e in program.eqns if isinstance(e.op, Constant)]
+        alike: dict[Op, Value] = {}
+        self.same = {e.out: alike.setdefault(e.op, e.out) for e in self.constants}
         self.eqns = [e for e in program.eqns if not isinstance(e.op, Constant)]
         self.params = {p.value: p for p in program.params}
         self.made: dict[Value, Place] = {out: (n, i) for n, e in enumerate(self.eqns) for i, out in enumerate(e.outs)}
@@ -179,7 +181,7 @@ class Text:
             if value in number:
                 return Role(param=number[value])
             if value not in self.made:
-                return Role(other=value)
+                return Role(other=self.same.get(value, value))
             at, out = self.made[value]
             if at in cut:
                 return Role(own=(at - cut.start, out))

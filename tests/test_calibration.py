@@ -65,7 +65,7 @@ def test_rows_are_drawn_tokens_in_pairs(model, params):
     x = np.asarray(params["words"]["weight"])
     sides = [x @ np.asarray(params["layer"]["look"][n]["weight"][0]) for n in "qk"]
     ids = [np.argmin(np.abs(table[None] - got[0].reshape(18, 1, 6)).sum(-1), 1) for table, got in zip(sides, (queries, keys), strict=True)]  # fmt: skip  # noqa: E501
-    np.testing.assert_array_equal(*ids)
+    np.testing.assert_array_equal(ids[0], ids[1])
     true = np.concatenate([b["tokens"][real(b)] for b in batches()])
     np.testing.assert_array_equal(np.sort(ids[0]), np.sort(true))
     some = statistics(model, params, batches(), attentions(), Rows(5), real=real)["layer.look.keys"]

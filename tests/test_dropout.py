@@ -141,11 +141,10 @@ def test_other_keys(model: tfc.Model, params: Any):
 def test_a_kernel_that_cannot_drop_is_refused_with_a_key_alone():
     text = SPEC.replace("REMAT", "none").replace("width = 8", "width = 64")
     model = tfc.compile(text, target="h200", implementation="pallas_gpu", compute="bf16", drop=0.25)
-    lengths = {"B": 2, "T": 64}
-    assert "pallas_gpu" in str(model.explain(**lengths))
+    assert "pallas_gpu" in str(model.explain(B=2, T=64))
     with pytest.raises(TfcError, match="drops no attention weights, and this call has a key"):
-        model.explain(dropping=True, **lengths)
-    chosen = str(tfc.compile(text, target="h200", compute="bf16").explain(dropping=True, **lengths))
+        model.explain(dropping=True, B=2, T=64)
+    chosen = str(tfc.compile(text, target="h200", compute="bf16").explain(dropping=True, B=2, T=64))
     assert "pallas_gpu for attention: drops no attention weights" in chosen
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfc.calibration import Batch, statistics
+from tfc.calibration import Batch, Reducer, statistics
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.ir.program import Stored
 from tfc.model import Model, Packed
@@ -17,9 +17,6 @@ from tfc.params.fit.ksh import Attended
 from tfc.params.tree import DTYPES
 from tfc.passes.hash_attention import ROLES, calls
 from tfc.passes.observe import Which, attentions, observe
-
-if TYPE_CHECKING:
-    from tfc.conversion import Trained
 
 __all__ = ["Texts", "Whole", "attended", "hash_functions"]
 
@@ -91,7 +88,17 @@ def _by_place(found: Mapping[str, Texts]) -> dict[str, Attended]:
     return {place: Attended(q.values, k.values, q.real, k.real) for place, (q, k) in sides.items()}
 
 
-def hash_functions(trained: "Trained", to: Model, wanted: Sequence[Stored]) -> tuple[dict[str, Array], set[str]]:
+class Trained(Protocol):
+    """What a conversion starts from: `tfc.conversion.Trained`."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def key(self) -> Array | None: ...
+    def statistics(self, which: Which, reduce: Reducer[Any, Any]) -> dict[str, Any]: ...
+
+
+def hash_functions(trained: Trained, to: Model, wanted: Sequence[Stored]) -> tuple[dict[str, Array], set[str]]:
     """The hash functions of a hashed attention of `to`, fitted to the attention that stands there in the trained model:
     (arrays by path, no path used up). An entry of `tfc.conversion.FITTING`.
 

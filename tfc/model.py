@@ -298,8 +298,8 @@ class Model:
         dropping, emitted = self._variant(packed.held, seeded=True)
         arrays = packed.arrays
         if dropping.map != result.map:  # a dropout stood between what a pass would have joined
-            flat = tree.flatten(self.unpack(packed) if packed is params else params)
-            arrays = apply.pack(dropping.map, flat)
+            plain = self.unpack(params) if isinstance(params, Packed) else params
+            arrays = apply.pack(dropping.map, tree.flatten(plain))
         (last,) = dropping.program.inputs[len(self.lowered.inputs) :]
         return emitted(arrays, {**given, last.value.name: seed[SEED]})
 

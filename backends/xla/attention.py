@@ -26,6 +26,7 @@ __all__ = ["KERNEL", "KERNELS", "log_sum_exp"]
 
 Array = jax.Array
 Call = Callable[..., tuple[Array, ...]]
+Exponents = Callable[[Array], tuple[Array, Array, Array]]
 Shape = tuple[int, int, int, int]
 EVERYTHING = Const(True)
 
@@ -118,7 +119,7 @@ def grouped_mix(w: Array, v: Array | Blocks, real: Any, total: Array | None = No
 def exponentials(s: Array) -> tuple[Array, Array, Array]:
     """exp(s - top), its sum over keys (1/2 where a row sees none), and lse.   s: [B, H, N, M], -inf where unseen
 
-    No comparison stands between the two products of an attention: XLA makes one loop of them on a CPU, and keeps no
+    No comparison stands between the two products of an attention: for a CPU XLA makes one loop of them, and keeps no
     N x M array. The largest score of a row that sees none is the least number; of any other, exp(s - top) is 1
     somewhere, so that a sum below 1 is 0.
     """
@@ -127,6 +128,17 @@ def exponentials(s: Array) -> tuple[Array, Array, Array]:
     found = jnp.sum(e, axis=-1, keepdims=True)
     total = jnp.maximum(found, 0.5)
     return e, total, jnp.where(found == 0, -jnp.inf, top + jnp.log(total))[..., 0]
+
+
+def compared_exponentials(s: Array) -> tuple[Array, Array, Array]:
+    """The same for accelerators, with comparisons: without them XLA for GPUs computes exp(s - top) twice, for the product
+    and for the sum, and keeps the scores in between, in gradients half as much memory again."""
+    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=-jnp.inf))
+    empty = jnp.isneginf(top)
+    top = jnp.where(empty, 0, top)
+    e = jnp.exp(s - top)
+    total = jnp.where(empty, 1, jnp.sum(e, axis=-1, keepdims=True))
+    return e, total, jnp.where(empty, -jnp.inf, top + jnp.log(total))[..., 0]
 
 
 def weights(formula: Expr, read: Callable[..., Array], s: Array, p: Array, real: Any) -> Array:
@@ -154,7 +166,9 @@ def scored(formula: Expr, read: Callable[..., Array], s: Array) -> Array:
     return jnp.where(seen, made, -jnp.inf)
 
 
-def attend(op: Attention, real: Any, q: Array, k: Any, v: Any, *captured: Array) -> tuple[Array, Array]:
+def attend(
+    op: Attention, real: Any, q: Array, k: Any, v: Any, *captured: Array, exponents: Exponents = exponentials
+) -> tuple[Array, Array]:
     """out [B, N, H, Dv] in `real`, lse [B, H, N]. k, v: arrays, or `Late` ones, which are read block by block."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     read = reader(shape, captured, real)
@@ -165,7 +179,7 @@ def attend(op: Attention, real: Any, q: Array, k: Any, v: Any, *captured: Array)
         k, v = (_seen(x, used) for x in (k, v))
     k, v = (Blocks(x) if isinstance(x, Late) else x for x in (k, v))
     s = masked_scores(op, q, k, read, real)
-    e, total, lse = exponentials(s)
+    e, total, lse = exponents(s)
     if op.weigh != P or op.dropout:
         w = e / total if op.weigh == P else weights(op.weigh, read, s, e / total, real)
         if op.dropout:
@@ -188,11 +202,12 @@ def log_sum_exp(op: Attention, real: Any, q: Array, k: Any, *captured: Array) ->
     return exponentials(masked_scores(op, q, k, reader(shape, captured, real), real))[2]
 
 
-def _attention(eqn: Eqn, op: Attention) -> Call:
+def _attention(eqn: Eqn, op: Attention, target: Target) -> Call:
     out, lse = (DTYPES[v.type.dtype] for v in eqn.outs)
+    exponents = exponentials if target.platform == "cpu" else compared_exponentials
 
     def call(*operands: Array) -> tuple[Array, ...]:
-        y, log_sum = attend(op, real_of(eqn), *operands)
+        y, log_sum = attend(op, real_of(eqn), *operands, exponents=exponents)
         return y.astype(out), log_sum.astype(lse)
 
     return call
@@ -234,7 +249,6 @@ def _mix(eqn: Eqn, op: Mix) -> Call:
 
 
 _FORMS: Mapping[type[Op], Callable[[Eqn, Any], Call]] = {
-    Attention: _attention,
     Scores: _scores,
     Score: _score,
     Masked: _masked,
@@ -244,11 +258,13 @@ _FORMS: Mapping[type[Op], Callable[[Eqn, Any], Call]] = {
 
 
 def _build(eqn: Eqn, target: Target) -> Call:
+    if isinstance(eqn.op, Attention):
+        return _attention(eqn, eqn.op, target)
     return _FORMS[type(eqn.op)](eqn, eqn.op)
 
 
 KERNELS: Mapping[type[Op], Kernel] = {
     op: Kernel(name="xla", op=op, refuse=serve, build=_build, late=frozenset([1, 2] if op is Attention else ()))
-    for op in _FORMS
+    for op in (Attention, *_FORMS)
 }
 KERNEL = KERNELS[Attention]

@@ -21,7 +21,7 @@ __all__ = ["Blocks"]
 Array = jax.Array
 
 LEAST = 64
-"""Tokens of a block at least; else an eighth of them, so that a block is small beside the row."""
+"""Tokens of a block at least; else a sixteenth of them, so that a block is small beside the row."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Blocks:
     @property
     def size(self) -> int:
         m = self.shape[1]
-        return min(m, max(LEAST, -(-m // 8)))
+        return min(m, max(LEAST, -(-m // 16)))
 
     @property
     def count(self) -> int:

@@ -121,6 +121,21 @@ def test_attention(name: str):
     assert not np.any(np.isnan(out)) and not np.any(np.isnan(lse))
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_has_the_same_values_for_an_accelerator(name: str):
+    """There exponentials take comparisons, which XLA for a GPU needs."""
+    op, sizes, captured = ATTENTION[name]
+    operands = (*qkv(*sizes), *map(jnp.asarray, captured))
+    eqn = equation(op, *map(typed, operands))
+    forms = [kernel(op).build(eqn, target) for target in (CPU, Target(name="h200", platform="gpu", capability=9.0))]
+    one, other = (jax.vjp(lambda *x, form=form: form(*x, *operands[3:]), *operands[:3]) for form in forms)
+    for a, b in zip(one[0], other[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    along = jax.tree.map(jnp.cos, (one[0][0], jnp.nan_to_num(one[0][1], neginf=0.0)))
+    for a, b in zip(one[1](along), other[1](along), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_attention_in_bf16_is_off_by_no_more_than_its_roundings():
     q, k, v = (x.astype(jnp.bfloat16) for x in qkv(2, 3, 5, 4, 2))
     check(Attention(scale=0.5, mask=CAUSAL), q, k, v, tolerance=2**-7)

@@ -27,7 +27,7 @@ def test_rank_correlation() -> None:
 
 
 def test_sentences_are_different_and_none_calibrates_what_it_judges() -> None:
-    sets = [(ROOT / "benchmarks" / "approximation" / f"{n}.txt").read_text().splitlines() for n in ("sentences", "calibration")]  # noqa: E501  # fmt: skip
+    sets = [(ROOT / "benchmarks" / "approximation" / f"{n}.txt").read_text().splitlines() for n in ("sentences", "tuning", "calibration")]  # noqa: E501  # fmt: skip
     assert len(sets[0]) == 60 and len(sets[1]) >= 60
     assert len(set(sets[0]) | set(sets[1])) == len(sets[0]) + len(sets[1])
 

@@ -13,6 +13,7 @@ from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, and_all, window
 from tfc.bench.peers import Form, PeerRefusal
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
+from tfc.commands.bench import shown
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention
 
@@ -114,4 +115,4 @@ def test_rows_are_what_their_samples_say(file: Path) -> None:
 def test_the_readme_shows_the_committed_results() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for file in RESULTS:
-        assert markdown(read(file)) in text, "run `tfc bench --render`"
+        assert shown(read(file)) in text, "run `tfc bench --render`"

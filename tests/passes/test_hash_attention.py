@@ -15,6 +15,7 @@ from tfc.front import front
 from tfc.passes.base import Contract
 from tfc.passes.hash_attention import ROLES, HashAttention
 from tfc.passes.pipeline import DEFAULT
+from tfc.testing.stage import FAST
 
 B, T = 3, 7
 RNG = np.random.default_rng(0)
@@ -51,8 +52,9 @@ def drawn(program, scale=1.0) -> dict[str, np.ndarray]:
 def values(program, params, x=X, real=REAL):
     bound = program.bind({"B": len(x), "T": x.shape[1]})
     tree = {p: jnp.asarray(v) for p, v in params.items()}
-    (y,) = evaluate(bound, tree, {"x": jnp.asarray(x), "real": jnp.asarray(real)}, jnp.float64)
-    return np.asarray(y)
+    given = {"x": jnp.asarray(x), "real": jnp.asarray(real)}
+    call = jax.jit(lambda tree, given: evaluate(bound, tree, given, jnp.float64)[0], compiler_options=FAST)
+    return np.asarray(call(tree, given))
 
 
 def hashed(mask="k.real", kv_heads=4, **options):
@@ -154,9 +156,14 @@ def test_the_xla_form_agrees() -> None:
         def theirs(p, bound=bound, given=given):
             return evaluate(bound, p, given, jnp.float64)[0]
 
-        np.testing.assert_allclose(jax.jit(ours)(p), jax.jit(theirs)(p), atol=1e-10)
+        np.testing.assert_allclose(
+            jax.jit(ours, compiler_options=FAST)(p), jax.jit(theirs, compiler_options=FAST)(p), atol=1e-10
+        )
         towards = jnp.asarray(RNG.normal(size=(2, 70, 8)))
-        a, b = (jax.jit(lambda p, towards, f=f: jax.vjp(f, p)[1](towards)[0])(p, towards) for f in (ours, theirs))
+        a, b = (
+            jax.jit(lambda p, towards, f=f: jax.vjp(f, p)[1](towards)[0], compiler_options=FAST)(p, towards)
+            for f in (ours, theirs)
+        )
         for path in p:
             scale = max(1.0, float(np.abs(b[path]).max()))
             np.testing.assert_allclose(a[path], b[path], atol=1e-9 * scale, err_msg=path)

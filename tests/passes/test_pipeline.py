@@ -15,11 +15,14 @@ from tfc.ir.text import parse, show
 from tfc.ir.types import IRError
 from tfc.passes import pipeline
 from tfc.passes.base import Contract, Pass, Rewritten
+from tfc.passes.compress_keys import CompressKeys
 from tfc.passes.decode import Decode
+from tfc.passes.factorize import Factorize
+from tfc.passes.hash_attention import HashAttention
 from tfc.passes.no_dropout import NoDropout
 from tfc.passes.pipeline import BY_NAME, DEFAULT, choose, run
-from tfc.passes.unroll import Unroll
 from tfc.passes.seed_dropout import SeedDropout
+from tfc.passes.unroll import Unroll
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,12 +196,12 @@ def test_names_are_as_users_write_them():
         assert module == f"tfc.passes.{step.name.replace('-', '_')}"
 
 
-ON_REQUEST = (NoDropout(), SeedDropout(), Decode(), Unroll())
+ON_REQUEST = (NoDropout(), SeedDropout(), Factorize(1), CompressKeys(1), HashAttention(), Decode(), Unroll())
 """What no default order runs."""
 
 
 def test_every_file_is_a_pass_or_a_tool():
-    tools = {"__init__", "base", "rewrite", "repetition", "pipeline"}
+    tools = {"__init__", "base", "rewrite", "repetition", "observe", "pipeline"}
     found = {f.stem for f in (ROOT / "passes").glob("*.py")} - tools
     assert found == {p.name.replace("-", "_") for p in (*DEFAULT, *ON_REQUEST)}
 

@@ -17,7 +17,8 @@ JUDGED, CHECKED = 21, 140
 CONCEPTS = {
     "MHA", "GQA", "MQA", "attend", "block", "block declared", "bf16", "change at a call", "derived", "documents",
     "experts", "ffn", "field", "gate", "gated ffn", "index equation", "input format", "kv_cache", "latent attention",
-    "lengths", "long residual", "mask by turn", "mask declared", "mask drawn", "mask named", "mask with inputs", "memory",
+    "lengths", "long residual", "mask by turn", "mask declared", "mask drawn", "mask named", "mask with inputs",
+    "memory",
     "nested repeat", "norm", "norm of all tokens", "param", "position", "positions given", "positions of the stream",
     "post norm", "qk_norm", "real input", "recurrence", "repeat", "repeat over a list", "report", "report in a loop",
     "route", "score", "score declared", "several results", "shared weights", "sink", "small maps", "weigh",

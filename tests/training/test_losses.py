@@ -88,7 +88,7 @@ def test_the_gradient_is_the_difference_of_distributions():
     np.testing.assert_allclose(slope, p - np.eye(7)[LABELS], rtol=0, atol=1e-6)
 
 
-WRONG: dict[str, tuple[Any, Any, dict[str, float]]] = {
+WRONG: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     r"logits \[2, 5, 7\] and labels \[2, 4\]": (LOGITS, LABELS[:, :4], {}),
     "logits are int": (LOGITS.astype(int), LABELS, {}),
     "smoothing is 0 or more": (LOGITS, LABELS, {"smoothing": 1.0}),

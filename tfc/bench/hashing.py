@@ -20,7 +20,8 @@ TEXTS = 64
 FITTING = {"paired": {"pairs": 1, "unlike": 1_000, "rate": 0.5}, "self": {"rate": 1.0}}
 """Sentences have some fifteen tokens, of which attention picks one or two: those are alike, and where all pairs get the
 bias, so that it is the others that have to be told apart, all others are unlike. The source's rate, 5e-4, hardly moves
-the votes in a hundred steps on data that small."""
+the votes in a hundred steps on data that small. Chosen by trial on benchmarks/approximation/tuning.txt, before the
+sentences that are judged were written."""
 
 
 def hashed(variant: str, fit: str) -> Callable[["Dense", int], tuple[Model, Packed]]:

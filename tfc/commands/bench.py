@@ -8,7 +8,7 @@ from statistics import median
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
 
-__all__ = ["bench", "render"]
+__all__ = ["bench", "render", "shown"]
 
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
@@ -118,7 +118,7 @@ def _minilm(against: Sequence[str], only: str, samples: int, folder: Path, save:
     return 0
 
 
-def _table(rows: list[Row]) -> str:
+def shown(rows: list[Row]) -> str:
     """The table of a suite's rows, the newest of each case."""
     if rows and rows[0].suite == "approximation":
         from tfc.bench import approximation
@@ -129,7 +129,7 @@ def _table(rows: list[Row]) -> str:
 
 def render(folder: Path) -> int:
     """Writes the tables of all committed results between the marks of folder's README.md and the project's."""
-    tables = "\n".join(_table(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
+    tables = "\n".join(shown(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
     for readme in (folder / "README.md", folder.parent / "README.md"):
         text = readme.read_text(encoding="utf-8")
         head, mark, rest = text.partition(MARKS[0])

@@ -1,4 +1,4 @@
-"""`tfc verify`: specs -> a table of laws: passed, refused in words, not applicable, or violated, which is exit code 1."""
+"""`tfc verify`: specs -> a table of laws: passed, refused in words, not applicable, or violated, and then exit 1."""
 
 import json
 from collections.abc import Mapping

@@ -35,12 +35,11 @@ class Traced:
         return jax.tree.unflatten(self.structure, flat)
 
 
-def interpreted[**P, R](f: Callable[P, R]) -> Callable[P, R]:
+def interpreted(f: Callable[..., Any]) -> Callable[..., Any]:
     """f, whose results are numpy arrays."""
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        found: R = Traced(lambda a, k: f(*a, **k), args, kwargs)(args, kwargs)
-        return found
+    def call(*args: Any) -> Any:
+        return Traced(f, *args)(*args)
 
     return call
 
@@ -56,7 +55,8 @@ class Draw:
         return x * (1 + self.unit(bits) * self.rng.uniform(-1, 1, x.shape))
 
 
-EXPONENT = 11
+EXPONENT = 10
+"""No type has an exponent of ten bits, so no program rounds to it."""
 
 
 def mark(x: Any, bits: int) -> Any:
@@ -70,7 +70,7 @@ def _closed(closed: Any, args: Sequence[Array], draw: Draw | None) -> list[Array
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Array:
-        return np.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else env[v]
+        return np.asarray(v.val, _kind(v)) if isinstance(v, Literal) else env[v]
 
     for eqn in jaxpr.eqns:
         values = [read(v) for v in eqn.invars]
@@ -85,8 +85,12 @@ def _closed(closed: Any, args: Sequence[Array], draw: Draw | None) -> list[Array
             given = eqn.primitive.bind(*values, **eqn.params)
             found = [np.asarray(x) for x in (given if eqn.primitive.multiple_results else [given])]
         for out, x in zip(eqn.outvars, found, strict=True):
-            env[out] = x if x.dtype == out.aval.dtype else x.astype(out.aval.dtype)
+            env[out] = x if x.dtype == _kind(out) else x.astype(_kind(out))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _kind(v: Any) -> Any:
+    return v.aval.dtype
 
 
 def _known(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def mutants(function: Callable[..., Any]) -> list[Mutant]:
             new = list(changes(old))[i][1]
             after = ast.unparse(ast.fix_missing_locations(ast.copy_location(new, old)))
             mutated = ast.fix_missing_locations(_Swap(old, new).visit(tree))
+            assert isinstance(mutated, ast.Module)
             line = lines[getattr(old, "lineno", 1) - 1].strip()
             code = _code(mutated, function.__name__)
             if code.co_freevars == function.__code__.co_freevars:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfc.backends.kernel import Target
+from tfc.backends.kernel import Late, Target
 from tfc.backends.pallas_gpu import attention, streaming
 from tfc.compat import mosaic_races, reset_interpreter
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, Var, apply
@@ -311,10 +311,11 @@ def mutated(edits: Mapping[str, str]) -> Any:
     return module
 
 
-def judge_built(fields: Mapping[str, Any], traced: bool) -> dict[str, Any]:
+def judge_built(fields: Mapping[str, Any], traced: bool, row: int | None = None) -> dict[str, Any]:
     """The same through the kernel as it is registered: refuse, build, and ranges that it finds itself.
 
-    traced: under jit, where the captured arrays are unknown when the ranges are made.
+    traced: under jit, where the captured arrays are unknown when the ranges are made. row: k and v are this row of
+    stacks of three, whose other rows are NaN.
     """
     case = Case(**fields)
     formula = FORMULAS[case.formula]
@@ -330,7 +331,10 @@ def judge_built(fields: Mapping[str, Any], traced: bool) -> dict[str, Any]:
     assert attention.KERNEL.refuse(eqn, target) is None
     function = attention.KERNEL.build(eqn, target)
     reset_interpreter()
-    operands = [*(jnp.asarray(x, case.dtype) for x in (q, k, v)), *map(jnp.asarray, captured)]
+    operands: list[Any] = [*(jnp.asarray(x, case.dtype) for x in (q, k, v)), *map(jnp.asarray, captured)]
+    if row is not None:
+        others = [jnp.full((3, *x.shape), jnp.nan, x.dtype).at[row].set(x) for x in operands[1:3]]
+        operands[1:3] = [Late(x, jnp.int32(row), x.dtype) for x in others]
     out, lse = (jax.jit(function) if traced else function)(*operands)
     assert (out.shape, lse.shape) == (q.shape, (case.b, case.h, case.n))
     score, mask = dense(case, q, k, captured)

@@ -93,6 +93,13 @@ def test_as_registered(worker: Worker, formula: str, traced: bool) -> None:
     assert not found["wrong"], found
 
 
+@pytest.mark.parametrize(("row", "m"), [(0, 136), (2, 136), (1, 133)], ids=["first", "last", "not a multiple of 8"])
+def test_keys_and_values_in_a_row_of_a_cache(worker: Worker, row: int, m: int) -> None:
+    """They are read where they lie, of that row alone; where the copy engine cannot, of a copy."""
+    found = worker.call("interpreted:judge_built", dict(formula="causal", b=2, n=72, m=m, d=32), True, row)
+    assert not found["wrong"], found
+
+
 @pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
 def test_no_tokens(worker: Worker, n: int, m: int) -> None:
     found = worker.call("interpreted:judge_built", dict(formula="causal", n=n, m=m), False)

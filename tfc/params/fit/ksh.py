@@ -145,7 +145,7 @@ def _spread(far: Array, seen: Array) -> Array:
     return total / jnp.maximum(jnp.sum(seen, axis=1), 1)[:, None]
 
 
-def nearness(away: Array, spread: Array) -> Array:
+def nearness(away: Array, spread: Array | Host) -> Array:
     """away: [S, N, H, A], spread: [S, H] -> exp(-away / (2 spread))"""
     return jnp.exp(-away / (2 * spread[:, None, :, None]))
 
@@ -156,7 +156,7 @@ def _mean(x: Array, there: Array) -> Array:
     return jnp.mean(jnp.sum(x * there[:, :, None, None], axis=1) / count, axis=0)
 
 
-def alike(u: Array, w: Array, real: Array, seen: Array, pairs: int, unlike: int = 0) -> Array:
+def alike(u: Array, w: Array, real: Array | Host, seen: Array | Host, pairs: int, unlike: int = 0) -> Array:
     """Y [S, H, N, M]: of each query 1 for the `pairs` keys of the largest inner product, -1 for the `unlike` of the
     least (0: as many as alike), 0 for the others. No more than half of a text's keys are alike, no more than the rest
     unlike."""

@@ -33,11 +33,18 @@ def _small(w: Writer) -> str:
     """One call of a map of the library."""
     w.uses("small maps")
     n, x = w.name("map"), norm(w)
-    return w.one([
-        f"adapter@{n}({x}, hidden = 4)", f"lora_linear@{n}({x}, 8, rank = 2)", f"linear@{n}({x}, 8, biased = yes)",
-        f"layer_scale@{n}({x}, init = 0.5)", f"linear@{n}({x}, 8, {formatted(w)})", f"clip({x}, -1, 1) * 0.5", f"softmax({x})", f"log_softmax({x})",
+    maps = (
+        f"adapter@{n}({x}, hidden = 4)",
+        f"lora_linear@{n}({x}, 8, rank = 2)",
+        f"linear@{n}({x}, 8, biased = yes)",
+        f"layer_scale@{n}({x}, init = 0.5)",
+        f"linear@{n}({x}, 8, {formatted(w)})",
+        f"clip({x}, -1, 1) * 0.5",
+        f"softmax({x})",
+        f"log_softmax({x})",
         f"{w.one(ACTIVATIONS)}(linear@{n}({x}, 8)) * {x}",
-    ])  # fmt: skip
+    )
+    return w.one(maps)
 
 
 def _experts(w: Writer) -> str:

@@ -102,8 +102,8 @@ def score(w: Writer, heads: int) -> str:
             found = f"s * (1 + 0.1 * q.{w.field('real', 0)}) + k.{w.field('real', 1)}"
         case "drawn":
             formula = w.draw(formulas.scores())
-            found = "" if w.mode.shifted and _places(formula) else spelled(w, formula, heads)
-            found = found and _declared(w, "score", found)
+            far = w.mode.shifted and _places(formula)
+            found = "" if far else _declared(w, "score", spelled(w, formula, heads))
         case "sum":
             found = "softcap(4) + if(q == k, 1, 0)"
         case _:
@@ -134,5 +134,5 @@ def position(w: Writer) -> str:
     if w.half():
         return ""
     w.uses("position")
-    own = () if w.mode.shifted else ("0.3 * pos + c", "pos / (1 + c)")
+    own: tuple[str, ...] = () if w.mode.shifted else ("0.3 * pos + c", "pos / (1 + c)")
     return w.one(["rope()", "rope(base = 100)", "rope_stretched(2)", "rope_ntk(2)", "rope_llama3()", *own])

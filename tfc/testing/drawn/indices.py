@@ -28,7 +28,8 @@ def indexed(w: Writer) -> str:
         f"{y}[b, t, c] = x[b, length(x) - 1 - t, c]",
         f"{y}[b, t, c] = 0.2 * sum[u: length(x)](if(u <= t, x[b, u, c], 0))",
     ]
-    chosen = w.one([*each, *([] if w.mode.packed else before), *(every if w.mode.free else [])])
+    choices: list[str] = [*each, *([] if w.mode.packed else before), *(every if w.mode.free else [])]
+    chosen = w.one(choices)
     if "{w}" in chosen:
         chosen = chosen.replace("{w}", w.param("square", "8, 8", "normal(0.5)"))
     if "{k}" in chosen:

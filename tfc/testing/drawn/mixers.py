@@ -20,13 +20,13 @@ def mixer(w: Writer) -> str:
     feature = f"feature = {w.one(FEATURES)}"
     normalized = w.one(["yes", "no"])
     q, k, v = (f"split(linear@{w.name(a)}({x}, 8), 2)" for a in "qkv")
-    decay = w.one(["", ", decay = retention", f", decay = -0.1 * (h + 1), direction = \"{direction}\""])
+    decay = w.one(["", ", decay = retention", f', decay = -0.1 * (h + 1), direction = "{direction}"'])
     if direction == "both":
         decay = ', direction = "both"'
     elif "direction" not in decay:
         decay += f', direction = "{direction}"'
     made = [
-        f'linear_attention@{n}({x}, heads = 2, {feature}, normalized = {normalized}, eps = 0.1, '
+        f"linear_attention@{n}({x}, heads = 2, {feature}, normalized = {normalized}, eps = 0.1, "
         f'direction = "{direction}"{kept})',
         f"retention_mixer@{n}({x}, heads = 2, {segment})",
         f"gated_linear_attention@{n}({x}, heads = 2, rank = 2, {segment})",

@@ -50,10 +50,11 @@ def specs(draw: st.DrawFn, *, modes: tuple[Mode, ...] = MODES, depth: int = 2) -
         _start(w)
     lines = [*start, *body, results]
     doc = '"A drawn model." ' if w.half() else ""
-    text = "\n".join(
-        ["tfm 1", *_defaults(w), *w.top, f"{doc}model drawn({', '.join(_inputs(w))}) {{", *lines, "}", ""]
-    )
+    text = "\n".join(["tfm 1", *_defaults(w), *w.top, f"{doc}model drawn({', '.join(_inputs(w))}) {{", *lines, "}", ""])
     return Drawn(text, mode, frozenset(w.concepts))
+
+
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 
 
 @cache
@@ -65,7 +66,7 @@ def numbered(number: int) -> Drawn:
     @seed(number)
     @settings(
         max_examples=3, derandomize=False, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=SLOW,
     )  # fmt: skip
     @given(specs(modes=(MODES[number % len(MODES)],)))
     def collect(spec: Drawn) -> None:

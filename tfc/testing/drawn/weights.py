@@ -16,5 +16,5 @@ def formatted(w: Writer) -> str:
             return f"weights = {w.one(_ROUNDED)}"
         case "inputs":
             w.uses("input format")
-            return f"inputs = {w.one(['int8', 'fp8'])}(per = \"row\")"
+            return f'inputs = {w.one(["int8", "fp8"])}(per = "row")'
     return "biased = yes"

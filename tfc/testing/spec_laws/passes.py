@@ -9,6 +9,7 @@ from tfc.ir.verify import verify
 from tfc.params.apply import pack, unpack
 from tfc.passes import pipeline
 from tfc.passes.base import Contract
+from tfc.testing.interpreted import Traced
 from tfc.testing.spec_laws.rounding import FINEST, apart, differs, gradient_noise, gradients_differ, noise
 from tfc.testing.spec_laws.subject import Array, Subject
 
@@ -43,10 +44,9 @@ def gradients(s: Subject) -> str | None:
 def _pulled(s: Subject) -> dict[str, Array]:
     bound, map = s.wide.program.bind(s.lengths), s.wide.map
     params, given = s.arrays(s.wide)
-    pulled: dict[str, Array] = s.pulled_back(lambda p, x: evaluate(bound, pack(map, p), x, jnp.float64), params, given)(
-        params, given
-    )
-    return pulled
+    pulled = s.pulled(lambda p, x: evaluate(bound, pack(map, p), x, jnp.float64))
+    found: dict[str, Array] = Traced(pulled, params, given)(params, given)
+    return found
 
 
 def leads_back(s: Subject) -> str | None:

@@ -121,8 +121,8 @@ COMPARED = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "floordiv", "mod"})
 def jumps(program: Program) -> bool:
     """Whether a result may jump where a value changes by a rounding error: choices, formats, steps.
 
-    Comparisons of reals count where sixteen bits are asked for: activations are written with them, and in float32 a value
-    is seldom that near to a bound.
+    Comparisons of reals count where sixteen bits are asked for: activations are written with them, and in float32 a
+    value is seldom that near to a bound.
     """
     asked = program.precision
     coarse = any(d in (DType.BF16, DType.F16) for d in (asked.params, asked.compute, asked.reduce))

@@ -28,8 +28,8 @@ def _changed(s: Subject, where: Array) -> dict[str, Array]:
     for name, dtype in _timed(s).items():
         x = out[name]
         rng = np.random.default_rng(bits(s.seed, "changed", name))
-        other = x[:, rng.permutation(x.shape[1])]
-        other = rng.standard_normal(x.shape).astype(x.dtype) if dtype.floating else other
+        other: Array = x[:, rng.permutation(x.shape[1])]
+        other = np.asarray(rng.standard_normal(x.shape)).astype(x.dtype) if dtype.floating else other
         if dtype is DType.I32 and name not in given:
             other = rng.integers(0, x.max() + 1, x.shape).astype(x.dtype)
         out[name] = np.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), other, x)

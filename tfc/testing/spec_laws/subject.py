@@ -119,7 +119,8 @@ class Subject:
         if count > MOST:
             fact = f"{self.narrow.lowered.name} has {count:,} parameters; laws are checked on at most {MOST:,}"
             raise TfcError(Diagnostic("E725", fact, help="make it small: --set layers=2,width=64, by its own `let`s"))
-        self.held = frozenset(g.site for g in failing_guards(self.narrow.map, self.params))
+        tree: Any = self.params
+        self.held = frozenset(g.site for g in failing_guards(self.narrow.map, tree))
         """Sites where these parameters do not allow a pass."""
         if self.held:
             self.narrow = self._form(module, self.held)
@@ -156,9 +157,7 @@ class Subject:
         """
         again = copy(self)
         again.kept = dict(self.kept)
-        again.narrow, again.wide = (
-            Form(f.lowered, _passed(f.lowered, self.held)) for f in (self.narrow, self.wide)
-        )
+        again.narrow, again.wide = (Form(f.lowered, _passed(f.lowered, self.held)) for f in (self.narrow, self.wide))
         return again
 
     def _lengths(self, given: Mapping[str, int]) -> dict[str, int]:
@@ -191,7 +190,7 @@ class Subject:
         for s in stored:
             rng = np.random.default_rng(bits(self.seed, s.path))
             own = s.type.ints[len(s.repeats) :]
-            start = np.asarray(found[s.path], np.float32)
+            start: Array = np.asarray(found[s.path], np.float32)
             if s.trained:
                 deep = own[-2] if len(own) > 1 else 1
                 start = start * rng.uniform(0.7, 1.3, start.shape)
@@ -213,7 +212,8 @@ class Subject:
             elif kind.dtype.floating:
                 out[name] = rng.standard_normal(kind.ints).astype(np.float32)
             elif name in self.limits:
-                out[name] = rng.integers(1, i.default + 1, kind.ints).astype(np.int32)  # type: ignore[operator]  # bound
+                assert isinstance(i.default, int), "lengths are bound"
+                out[name] = rng.integers(1, i.default + 1, kind.ints).astype(np.int32)
             elif i.default is not None:  # a field: which text, which place
                 out[name] = np.sort(rng.integers(0, min(3, rows.get(name, 3)), kind.ints), axis=-1).astype(np.int32)
             else:
@@ -236,7 +236,7 @@ class Subject:
         return (pack(map, params) if map else params), self.given(form, self.inputs)
 
     @staticmethod
-    def given(form: Form, inputs: Mapping[str, Array]) -> dict[str, Any]:
+    def given(form: Form, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs in the types that the form declares."""
         kinds = {i.value.name: i.value.type.dtype for i in form.lowered.inputs}
         return {name: jnp.asarray(x, _numpy(kinds[name])) for name, x in inputs.items()}
@@ -248,9 +248,7 @@ class Subject:
         except TfcError as error:
             raise Refused(str(error.diagnostics[0].message)) from None
 
-    def run(
-        self, form: Form, inputs: Mapping[str, Array] | None = None, params: Tree | None = None
-    ) -> tuple[Array, ...]:
+    def run(self, form: Form, inputs: Mapping[str, Any] | None = None, params: Tree | None = None) -> tuple[Array, ...]:
         """The results and reports of the form by the target's kernels, on a CPU traced, and evaluated by numpy."""
         own, given = self.arrays(form, form.map)
         taken = given if inputs is None else self.given(form, inputs)
@@ -270,7 +268,8 @@ class Subject:
         """The results and reports of a program by the definitions, in float64."""
         params, given = self.arrays(self.wide, map)
         bound = program.bind(self.lengths)
-        return interpreted(lambda p, x: evaluate(bound, p, x, jnp.float64))(params, given)
+        found: Any = interpreted(lambda p, x: evaluate(bound, p, x, jnp.float64))(params, given)
+        return tuple(found)
 
     @cached_property
     def _meaning(self) -> Traced:
@@ -285,7 +284,8 @@ class Subject:
     @cached_property
     def _slopes(self) -> Traced:
         bound = self.wide.lowered.bind(self.lengths)
-        return self.pulled_back(lambda p, x: evaluate(bound, p, x, jnp.float64, _marked), *self.arrays(self.wide))
+        params, given = self.arrays(self.wide)
+        return Traced(self.pulled(lambda p, x: evaluate(bound, p, x, jnp.float64, _marked)), params, given)
 
     @cached_property
     def gradients(self) -> dict[str, Array]:
@@ -299,9 +299,9 @@ class Subject:
     @cached_property
     def cotangents(self) -> tuple[Array, ...]:
         rng = np.random.default_rng(bits(self.seed, "cotangents"))
-        return tuple(rng.standard_normal(x.shape) for x in self.values)
+        return tuple(np.asarray(rng.standard_normal(x.shape)) for x in self.values)
 
-    def pulled_back(self, f: Any, params: Tree, given: Tree) -> Any:
+    def pulled(self, f: Any) -> Any:
         """(params, inputs) -> gradients of the random sum of f's results that are real, by path and `input name`."""
 
         def pulled(p: Any, x: Any) -> dict[str, Any]:
@@ -310,12 +310,13 @@ class Subject:
             by_params, by_inputs = pull(tuple(_cotangent(c, y) for c, y in zip(self.cotangents, out, strict=True)))
             return {**by_params, **{f"input {n}": g for n, g in by_inputs.items()}}
 
-        return Traced(pulled, params, given) if self.target.platform == "cpu" else jax.jit(pulled)
+        return pulled
 
     def kernel_gradients(self, form: Form) -> dict[str, Array]:
         """Gradients through the target's kernels and the passes' map."""
         f, (params, given) = self.emitted(form), self.arrays(form)
-        found = self.pulled_back(lambda p, x: f(pack(form.map, p), x), params, given)(params, given)
+        pulled = self.pulled(lambda p, x: f(pack(form.map, p), x))
+        found = (Traced(pulled, params, given) if self.target.platform == "cpu" else jax.jit(pulled))(params, given)
         return {k: np.asarray(x) for k, x in found.items()}
 
 
