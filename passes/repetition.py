@@ -1,4 +1,4 @@
-"""A program's equations -> sequences of layers that differ in nothing but their parameters, and such a one as a loop."""
+"""A program's equations -> sequences of layers that differ in their parameters alone, and such a sequence as a loop."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """Where an operand comes from: `own`, a place in the same layer; `before`, one in the layer before; `param`, which of
-    the layer's parameters it is; or `other`, a value from outside."""
+    """Where an operand comes from: `own`, a place in the same layer; `before`, one in the layer before; `param`, which
+    of the layer's parameters; or `other`, a value from outside."""
 
     own: Place | None = None
     before: Place | None = None
@@ -202,15 +202,15 @@ class Text:
 
     def _unlike(self, roles: Sequence[Sequence[Sequence[Role]]], columns: Sequence[Sequence[Param]], n: int) -> str:
         """How layer n differs from the second one, or an empty string."""
-        for mine, other in zip(columns[n], columns[1], strict=False):
-            if any(getattr(mine, key) != getattr(other, key) for key in ("trained", "format", "fit")):
-                return f"{mine.path} and {other.path} are kept in different ways"
-            if mine.value.type != other.value.type:
-                return f"{mine.path} is {mine.value.type}, {other.path} {other.value.type}"
+        for own, other in zip(columns[n], columns[1], strict=False):
+            if (own.trained, own.format, own.fit) != (other.trained, other.format, other.fit):
+                return f"{own.path} and {other.path} are kept in different ways"
+            if own.value.type != other.value.type:
+                return f"{own.path} is {own.value.type}, {other.path} {other.value.type}"
         if len(columns[n]) != len(columns[1]):
             return f"one of its layers has {len(columns[n])} parameters of its own, another {len(columns[1])}"
-        for mine, other in zip(roles[n], roles[1], strict=True):
-            for a, b in zip(mine, other, strict=True):
+        for mine, theirs in zip(roles[n], roles[1], strict=True):
+            for a, b in zip(mine, theirs, strict=True):
                 if a != b and not (n == 0 and b.before is not None):
                     return "its layers read different values"
         return ""

@@ -9,7 +9,6 @@ from tfc.ir.param_map import Expr, ParamMap, Source, Stack, Turn, substitute
 from tfc.ir.program import Program, Stored
 from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.repetition import Layers, Text
-from tfc.passes.rewrite import drop_unread
 
 __all__ = ["Roll"]
 
@@ -94,13 +93,11 @@ class _Rolling:
         loop = layers.loop(label, own, program)
         gone = {p.path for column in layers.params for p in column}
         after = layers.start + sum(map(len, layers.eqns))
-        return drop_unread(
-            replace(
-                program,
-                params=tuple(p for p in program.params if p.path not in gone),
-                eqns=(*text.constants, *text.eqns[: layers.start], loop, *text.eqns[after:]),
-            )
-        )
+        eqns = (*text.eqns[: layers.start], loop, *text.eqns[after:])
+        read = {a for e in eqns for a in e.args} | text.ends
+        constants = tuple(e for e in text.constants if e.out in read)
+        params = tuple(p for p in program.params if p.path not in gone)
+        return replace(program, params=params, eqns=(*constants, *eqns))
 
     def source(self, path: str) -> Expr:
         """What a path holds, over the parameters before the pass; a stack made before goes into the new one."""

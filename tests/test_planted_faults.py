@@ -150,7 +150,7 @@ WIDER = "axes |= {name: (4 + i, size) for i, (name, size) in enumerate(sizes.ite
 CLEARS = """if any((isinstance(node, Load | Read) for node in walk(op.mask))):
     mask = read(op.mask)
     used = jnp.any(jnp.broadcast_to(mask, (*mask.shape[:3], shape[3])), axis=(1, 2))
-    k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"""
+    k, v = (_seen(x, used) for x in (k, v))"""
 EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
     ON_CPU: (
         ("'highest' if q.dtype.itemsize > 2 else None", 'exact = "highest" if q.dtype.itemsize > 2 else None'),
@@ -160,16 +160,17 @@ EQUIVALENT: Mapping[str, Sequence[tuple[str, str]]] = {
         ("v.dtype.itemsize > 2", 'exact = "highest" if v.dtype.itemsize > 2 else None'),
         ("2", 'exact = "highest" if v.dtype.itemsize > 2 else None'),
     ),
-    UNSEEN: (
-        ("0", WEIGHED),
-        ("0", "k, v = (jnp.where(used[..., None, None], x, 0) for x in (k, v))"),
-    ),
+    UNSEEN: (("0", WEIGHED),),
     UNUSED: (
         *((number, AXES) for number in ("0", "2", "3")),
         *((term, WIDER) for term in ("4 + i", "4")),
         ("1", "wide = [1] * len(sizes)"),
         ("4", "return jnp.reshape(values, values.shape[:4])"),
         ("0", "shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])"),
+    ),
+    "only dropouts tell: tests/backends/test_dropout.py has them": (
+        ("e / total", "w = e / total if op.weigh == P else weights(op.weigh, read, s, e / total, real)"),
+        ("-op.seeds", "w = dropped(op.dropout, op.site, w, *captured[-op.seeds :])"),
     ),
     CLEARED: ((CLEARS, "if any(isinstance(node, Load | Read) for node in walk(op.mask)):"),),
     "the axis has one element, and JAX reads the nearest one there is": (

@@ -113,8 +113,8 @@ def heads(counts: Any, triples: Any) -> Any:
 
 
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
-    """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them; k and
-    v are `Late` where the plan says that they are rows of stacks."""
+    """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them; k
+    and v are `Late` where the plan says that they are rows of stacks."""
     n, m, config = plan.n, plan.m, plan.config
     ends: dict[Side, int] = {"q": up(n, config.block_q), "k": up(m, config.block_k)}
     kernel = launch(plan)
@@ -197,5 +197,11 @@ def notes(eqn: Eqn, target: Target) -> dict[str, Any]:
 
 
 KERNEL = Kernel(
-    name="pallas_gpu", op=Attention, refuse=refuse, build=build, differentiable=False, notes=notes, late=frozenset([1, 2])
+    name="pallas_gpu",
+    op=Attention,
+    refuse=refuse,
+    build=build,
+    differentiable=False,
+    notes=notes,
+    late=frozenset([1, 2]),
 )

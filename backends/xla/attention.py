@@ -123,7 +123,8 @@ def exponentials(s: Array) -> tuple[Array, Array, Array]:
     N x M array. The largest score of a row that sees none is the least number; of any other, exp(s - top) is 1
     somewhere, so that a sum below 1 is 0.
     """
-    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=jnp.finfo(s.dtype).min))
+    least = jnp.finfo(s.dtype).min  # type: ignore[no-untyped-call]  # it is ml_dtypes', which has no types
+    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=least))
     e = jnp.exp(s - top)
     found = jnp.sum(e, axis=-1, keepdims=True)
     total = jnp.maximum(found, 0.5)
@@ -131,8 +132,8 @@ def exponentials(s: Array) -> tuple[Array, Array, Array]:
 
 
 def compared_exponentials(s: Array) -> tuple[Array, Array, Array]:
-    """The same for accelerators, with comparisons: without them XLA for GPUs computes exp(s - top) twice, for the product
-    and for the sum, and keeps the scores in between, in gradients half as much memory again."""
+    """The same for accelerators, with comparisons: without them XLA for GPUs computes exp(s - top) twice, for the
+    product and for the sum, and keeps the scores in between: half as much memory again for gradients."""
     top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=-jnp.inf))
     empty = jnp.isneginf(top)
     top = jnp.where(empty, 0, top)
@@ -263,8 +264,10 @@ def _build(eqn: Eqn, target: Target) -> Call:
     return _FORMS[type(eqn.op)](eqn, eqn.op)
 
 
+_SERVED: tuple[type[Op], ...] = (Attention, *_FORMS)
+
 KERNELS: Mapping[type[Op], Kernel] = {
     op: Kernel(name="xla", op=op, refuse=serve, build=_build, late=frozenset([1, 2] if op is Attention else ()))
-    for op in (Attention, *_FORMS)
+    for op in _SERVED
 }
 KERNEL = KERNELS[Attention]

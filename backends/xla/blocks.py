@@ -59,7 +59,8 @@ class Blocks:
             s = lax.dot_general(rows, k, over, precision=exact, preferred_element_type=real)
             return lax.dynamic_update_slice_in_dim(made, s, first, 3)
 
-        return lax.fori_loop(0, self.count, block, jnp.zeros((*rows.shape[:3], self.shape[1]), real))
+        made: Array = lax.fori_loop(0, self.count, block, jnp.zeros((*rows.shape[:3], self.shape[1]), real))
+        return made
 
     def sums(self, weights: Array, real: Any) -> Array:
         """weights values.   weights: [B, G, R, M], rounded to the values' type   -> [B, G, R, D]"""
@@ -74,7 +75,8 @@ class Blocks:
             over = (((3,), (1,)), ((0, 1), (0, 2)))
             return total + lax.dot_general(w, v, over, precision=exact, preferred_element_type=real)
 
-        return lax.fori_loop(0, self.count, block, jnp.zeros((*weights.shape[:3], self.shape[3]), real))
+        made: Array = lax.fori_loop(0, self.count, block, jnp.zeros((*weights.shape[:3], self.shape[3]), real))
+        return made
 
     def _block(self, first: Array) -> Array:
         """[B, size, G, D], from the token `first` on."""
@@ -82,7 +84,7 @@ class Blocks:
         _, b, _, g, d = x.shape
         at = [jnp.asarray(i, jnp.int32) for i in (index, 0, first, 0, 0)]
         cut = lax.dynamic_slice(x, at, (1, b, self.size, g, d))
-        block = with_layout_constraint(cut, Layout(major_to_minor=(0, 1, 2, 3, 4)))[0].astype(self.row.dtype)
+        block: Array = with_layout_constraint(cut, Layout(major_to_minor=(0, 1, 2, 3, 4)))[0].astype(self.row.dtype)
         if self.seen is None:
             return block
         return jnp.where(lax.dynamic_slice_in_dim(self.seen, first, self.size, 1)[..., None, None], block, 0)

@@ -11,7 +11,7 @@ from tfc.testing.drawn import MODES, Drawn, Mode, numbered, specs
 from tfc.testing.spec_laws import LAWS, Claims, Subject
 from tfc.testing.spec_laws.judging import verdict
 
-JUDGED, CHECKED = 21, 140
+JUDGED, CHECKED = 14, 105
 """How many are judged by default, and how many only checked."""
 
 CONCEPTS = {

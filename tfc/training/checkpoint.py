@@ -118,10 +118,10 @@ def _keys(path: str | os.PathLike[str], arrays: Arrays) -> Mapping[str, str]:
 def _restored(name: str, like: Any, array: np.ndarray[Any, Any], kind: str) -> Any:
     """The array as `like` is, or the complaint."""
     if _is_key(like):
-        wanted = str(jax.random.key_impl(like)) if isinstance(like, jax.Array) else kind
-        if kind != wanted or not kind:
-            return Diagnostic("E605", f"`{name}` is {f'a key of {kind}' if kind else 'no key'}, not one of {wanted}")
-        made = jax.random.wrap_key_data(jnp.asarray(array), impl=kind)
+        expected = str(jax.random.key_impl(like)) if isinstance(like, jax.Array) else kind
+        if kind != expected or not kind:
+            return Diagnostic("E605", f"`{name}` is {f'a key of {kind}' if kind else 'no key'}, not one of {expected}")
+        made: Any = jax.random.wrap_key_data(jnp.asarray(array), impl=kind)
         shape = made.shape
     else:
         wanted = np.asarray(like).dtype if isinstance(like, bool | int | float) else np.dtype(like.dtype)

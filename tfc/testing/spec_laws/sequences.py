@@ -141,9 +141,11 @@ def documents_apart(s: Subject) -> str | None:
         inputs[place] = np.zeros_like(inputs[place])
         for b, i, j in spans:
             inputs[place][b, i:j] = np.arange(j - i)
+    inputs |= {name: np.full_like(inputs[name], inputs[document].shape[1]) for name in s.limits}
     packed, allowed, timed = s.run(s.wide, inputs), noise(s), _timed(s)
     for b, i, j in spans:
-        alone = s.run(s.wide, {n: x[b : b + 1, i:j] if n in timed else x[b : b + 1] for n, x in inputs.items()})
+        part = {n: x[b : b + 1, i:j] if n in timed else x[b : b + 1] for n, x in inputs.items()}
+        alone = s.run(s.wide, part | {name: np.full_like(part[name], j - i) for name in s.limits})
         for r in results:
             if said := apart(f"result {r}", alone[r], packed[r][b : b + 1, i:j], allowed[r], FINEST):
                 return f"the text at {i} to {j} of row {b}, alone: {said}"

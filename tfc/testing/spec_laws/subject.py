@@ -43,7 +43,7 @@ WIDE = Precision(DType.F64, DType.F64, DType.F64)
 MOST = 20_000_000
 """Parameters that a model may have: each law holds several copies, of eight bytes an element."""
 
-SIZES = (6, 8, 16, 12, 4, 32, 64)
+SIZES = (6, 8, 16, 12, 4, 32, 64, 3, 2, 1)
 """Lengths other than the batch's that are tried, until the program is one with them."""
 
 
