@@ -7,7 +7,19 @@ from tfc.backends.kernel import Kernel, Target
 from tfc.backends.pallas_gpu import attention as pallas_gpu_attention
 from tfc.backends.reference import program as reference
 from tfc.backends.tilewise import tilewise
-from tfc.backends.xla import arrays, attention, caching, cudnn, dropout, formats, index, linear, recurrence, rotate, routing
+from tfc.backends.xla import (
+    arrays,
+    attention,
+    caching,
+    cudnn,
+    dropout,
+    formats,
+    index,
+    linear,
+    recurrence,
+    rotate,
+    routing,
+)
 from tfc.diagnostics import Diagnostic, TfcError, closest
 from tfc.ir import ops
 from tfc.ir.ops import Op

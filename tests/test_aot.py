@@ -204,14 +204,16 @@ def largest(hlo: str, but: set[int]) -> int:
     ids=["one row", "four rows", "xla's attention", "float32", "small", "small, eight tokens"],
 )
 def test_a_decoding_step_copies_no_layer(nvidia, sizes, implementation, batch, length, new):
-    """No temporary, nor all of them together, is as large as a layer's weights, or as what a layer keeps."""
+    """No temporary is as large as a layer's weights, or as what a layer keeps; nor are all together, as long as no
+    array has a row for every key."""
     layers = 8
     done, packed, cache = decoding(layers, new, batch, length, implementation, **sizes)
     weights = sum(x.size * x.dtype.itemsize for path, x in packed.arrays.items() if path.startswith("layer.")) // layers
     stacks = {x.size * x.dtype.itemsize for x in cache.arrays.values()}
     kept = sum(x.size * x.dtype.itemsize for x in cache.arrays.values()) // layers
     assert len(cache.arrays) == 2
-    assert done.memory["temporaries"] < min(weights, kept)
+    scores = implementation == "xla" or "compute" not in sizes  # tfc's own kernel takes no float32
+    assert done.memory["temporaries"] < (kept if scores else min(weights, kept))
     assert largest(done.executable.as_text(), stacks) < min(weights, kept) / 3
 
 

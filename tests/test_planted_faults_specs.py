@@ -18,8 +18,8 @@ from tfc.testing.spec_laws import LAWS, Claims, SpecLaw, Subject
 from tfc.testing.spec_laws.judging import verdict
 
 EVERY, CAUSAL = tuple(range(10)), (1, 4, 8, 11, 15, 53)
-"""Numbers of drawn specs in which a fault is looked for, one after another, until it is found; those of two causal modes
-for faults of decoding."""
+"""Numbers of drawn specs in which a fault is looked for, one after another, until it is found; those of two causal
+modes for faults of decoding."""
 
 LOOKED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "tfc.passes.decod": (CAUSAL, ("decoding by kernels is one call", "no later token matters")),
@@ -33,8 +33,40 @@ LOOKED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 }
 """The specs and the laws that are asked where a module is spoiled, by the longest prefix of its name."""
 
-FAULTS: tuple[tuple[str, str, str], ...] = ()
-"""Module, function, kind of change; the first of each kind in the function's text."""
+FAULTS: tuple[tuple[str, str, str], ...] = (
+    ("tfc.passes.fold_norms", "_Folding.rule", "condition dropped"),
+    ("tfc.passes.decode", "_attention", "comparison"),
+    ("tfc.backends.xla.attention", "exponentials", "factor or term dropped"),
+    ("tfc.passes.decoding.causal", "_bounded", "comparison"),
+    ("tfc.passes.merge_projections", "_merged", "number or axis"),
+    ("tfc.backends.xla.attention", "exponentials", "comparison"),
+    ("tfc.passes.fold_norms", "_Folding.rule", "negation dropped"),
+    ("tfc.passes.fold_norms", "_Folding.rule", "guard turned round"),
+    ("tfc.passes.fold_norms", "_Folding.rule", "comparison"),
+    ("tfc.passes.merge_projections", "_group", "guard turned round"),
+    ("tfc.passes.merge_projections", "_refusal", "guard turned round"),
+    ("tfc.passes.merge_projections", "_refusal", "negation dropped"),
+    ("tfc.passes.decode", "_attention", "negation dropped"),
+    ("tfc.passes.decode", "_attention", "guard turned round"),
+    ("tfc.passes.decode", "_rotate", "negation dropped"),
+    ("tfc.passes.decode", "_rotate", "number or axis"),
+    ("tfc.passes.decode", "_repeat", "factor or term dropped"),
+    ("tfc.passes.decode", "_repeat", "sign"),
+    ("tfc.passes.decoding.causal", "_bounded", "number or axis"),
+    ("tfc.passes.decoding.causal", "_bounded", "sign"),
+    ("tfc.passes.decoding.causal", "_bounded", "guard turned round"),
+    ("tfc.passes.decoding.index", "index_equation", "guard turned round"),
+    ("tfc.passes.decoding.index", "index_equation", "branches exchanged"),
+    ("tfc.backends.xla.attention", "grouped_scores", "factor or term dropped"),
+    ("tfc.backends.xla.attention", "exponentials", "function exchanged"),
+    ("tfc.backends.xla.attention", "exponentials", "negation dropped"),
+    ("tfc.backends.xla.attention", "exponentials", "number or axis"),
+    ("tfc.backends.xla.attention", "exponentials", "branches exchanged"),
+    ("tfc.backends.xla.attention", "exponentials", "sign"),
+)
+"""Module, function, kind of change; the first of each kind in the function's text. The first ones run by default."""
+
+DEFAULT = 6
 
 
 @cache
@@ -44,7 +76,7 @@ def subject(number: int) -> Subject:
     claims = Claims(mode.causal, "document" if mode.packed else None, "place" if mode.placed else None)
     made = Subject(spec.text, lengths=spec.lengths, claims=claims)
     with jax.enable_x64(True):
-        made.wide, made.values  # noqa: B018  # computed before anything is spoiled
+        assert made.values  # computed before anything is spoiled
     return made
 
 
@@ -114,7 +146,7 @@ def test_nothing_is_violated_by_what_is_right():
 
 @pytest.mark.parametrize(
     ("module", "name", "kind"),
-    [pytest.param(*f, marks=[] if i % 4 == 0 else [pytest.mark.slow], id=" ".join(f)) for i, f in enumerate(FAULTS)],
+    [pytest.param(*f, marks=[] if i < DEFAULT else [pytest.mark.slow], id=" ".join(f)) for i, f in enumerate(FAULTS)],
 )
 def test_mechanical_faults_are_caught(module: str, name: str, kind: str):
     assert caught(module, name, kind), str(fault(module, name, kind)[1])

@@ -1,4 +1,4 @@
-"""`tfc verify` and `tfc.verify`: sound specs pass, what an author overlooked is named, what is planted is made small."""
+"""`tfc verify` and `tfc.verify`: sound specs pass, what an author overlooked is named, what is planted made small."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_a_violation_is_made_small():
 def test_a_compiled_model_is_verified():
     model = tfc.compile(SPEC.format(mask="causal and unpadded"), target="cpu", layers=1)
     assert tfc.verify(model).ok
-    with pytest.raises(ValueError, match="not made by tfc.compile"):
+    with pytest.raises(ValueError, match=r"not made by tfc\.compile"):
         made = tfc.Model(model.lowered, lambda held: model._variant(held)[0], model.target)
         tfc.verify(made)
 

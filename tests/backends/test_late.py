@@ -1,5 +1,7 @@
 """Operands that a kernel reads where they lie: rows of caches block by block, weights cast while they are read."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ model small(tokens: int[B, T], segment: int[B, T] = 0) {
 @pytest.mark.parametrize("m", [5, 64, 130, 200])
 @pytest.mark.parametrize("kept", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_blocks_are_the_row(m: int, kept: object, masked: bool):
+def test_blocks_are_the_row(m: int, kept: Any, masked: bool):
     """Products by blocks, the last of which may begin early, against products with the row; what is not seen may be
     anything."""
     rng = np.random.default_rng(m)
@@ -66,7 +68,7 @@ def test_few_rows_give_what_many_do(rows: int):
 
 
 def test_what_are_few_rows():
-    rows = [jax.ShapeDtypeStruct((n, 8), jnp.bfloat16) for n in (0, 1, FEW, FEW + 1)]
+    rows = [jnp.zeros((n, 8), jnp.bfloat16) for n in (0, 1, FEW, FEW + 1)]
     assert [few(x, GPU) for x in rows] == [False, True, True, False]
     assert not few(rows[1], Target(name="cpu", platform="cpu"))
     assert not few(rows[1], Target(name="h200", platform="gpu", capability=9.0, interpret=True))

@@ -14,6 +14,9 @@ from tfc.testing.spec_laws.judging import verdict
 JUDGED, CHECKED = 14, 105
 """How many are judged by default, and how many only checked."""
 
+COSTLY = frozenset(law.name for law in LAWS if "gradients" in law.name or "mapped" in law.name)
+"""By default they are asked of every second spec."""
+
 CONCEPTS = {
     "MHA", "GQA", "MQA", "attend", "block", "block declared", "bf16", "change at a call", "derived", "documents",
     "experts", "ffn", "field", "gate", "gated ffn", "index equation", "input format", "kv_cache", "latent attention",
@@ -37,11 +40,11 @@ def judged(spec: Drawn) -> Subject:
     return Subject(spec.text, lengths=spec.lengths, claims=claims)
 
 
-def wrong(spec: Drawn, seen: Counter[tuple[str, str]] | None = None) -> list[str]:
-    """The laws that the spec violates, in words; `seen` counts what came of each law."""
+def wrong(spec: Drawn, seen: Counter[tuple[str, str]] | None = None, costly: bool = True) -> list[str]:
+    """The laws that the spec violates, in words; `seen` counts what came of each law. costly: those of most work, too."""
     subject, out = judged(spec), []
     for law in LAWS:
-        if law.deep:
+        if law.deep or (law.name in COSTLY and not costly):
             continue
         found = verdict(law, subject)
         if seen is not None:
@@ -66,7 +69,7 @@ def test_they_use_the_whole_language():
 def test_laws_hold():
     """And each is asked often enough to mean something; refusals are shown with -s."""
     seen: Counter[tuple[str, str]] = Counter()
-    found = [said for spec in drawn(JUDGED) for said in wrong(spec, seen)]
+    found = [said for i, spec in enumerate(drawn(JUDGED)) for said in wrong(spec, seen, costly=i % 2 == 0)]
     assert not found, "\n".join(found)
     for (law, status), n in sorted(seen.items()):
         print(f"{n:4} {status:9} {law}")

@@ -47,7 +47,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "loop": loop,
     "until": until,
     "chosen": chosen,
-    "gradient": jax.grad(lambda x: sum(jnp.sum(jnp.square(y)) for y in jax.tree.leaves(loop(jax.checkpoint(jnp.sin)(x))))),
+    "gradient": jax.grad(lambda x: sum(jnp.sum(y**2) for y in jax.tree.leaves(loop(jax.checkpoint(jnp.sin)(x))))),
     "gradient of gathers": jax.grad(lambda x: jnp.sum(jnp.cos(jnp.take(x, I, 1, mode="clip"))) + jnp.max(x[I % 3])),
 }  # fmt: skip
 

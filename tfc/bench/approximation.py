@@ -231,14 +231,17 @@ def table(rows: Sequence[Row]) -> str:
         " weights | speed beside dense |",
         "|---|---|---|---|---|",
     ]
+    current = kernel_hash(SUITE)
     for row in rows:
-        q = row.quality
+        q, mark = row.quality, "" if row.kernel_hash == current else " *"
         lines.append(
-            f"| {row.case} | {q['spearman']:.4f} | {q['distance']:.2g} | {q['bytes'] / q['dense_bytes']:.0%} |"
+            f"| {row.case}{mark} | {q['spearman']:.4f} | {q['distance']:.2g} | {q['bytes'] / q['dense_bytes']:.0%} |"
             f" {row.ratio:.2f} |"
         )
     versions = ", ".join(f"{k} {v}" for k, v in sorted(rows[0].versions.items()))
     lines += ["", f"Measured {rows[0].date[:10]} with {versions}; `{rows[0].command}` repeats it."]
+    if any(row.kernel_hash != current for row in rows):
+        lines.append("\\* measured with earlier fits or passes, whose sources have changed since.")
     return "\n".join(lines) + "\n"
 
 

@@ -25,11 +25,11 @@ def main() -> None:
     lengths = torch.from_numpy(np.load(lengths_file).astype(np.int64))
     mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
 
-    @torch.inference_mode()
     def call() -> torch.Tensor:
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        real = mask[..., None].float()
-        return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1))
+        with torch.inference_mode():
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            real = mask[..., None].float()
+            return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1))
 
     np.save(out, call().numpy())
     versions = {

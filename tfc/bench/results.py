@@ -16,7 +16,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
     "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py"),
-    "approximation": ("tfc/params/fit/*.py",),
+    "approximation": ("tfc/params/fit/*.py", "tfc/passes/factorize.py", "tfc/passes/hash_attention.py"),
 }
 """The files of `backends/` whose code decides a suite's figures; those that begin with `tfc/` are looked up in tfc."""
 
@@ -92,7 +92,10 @@ def latest(rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The README's table: a row a case; peer over ours, so above 1 tfc is faster; share of the floor reached."""
+    """The README's table: a row a case; peer over ours, so above 1 tfc is faster; share of the floor reached.
+
+    Cases that were measured with other kernel sources than those of today are marked.
+    """
     if not rows:
         return "_No results yet._\n"
     rows = latest(rows)
@@ -102,11 +105,16 @@ def markdown(rows: Sequence[Row]) -> str:
         f"| {rows[0].suite} on {rows[0].device} | direction | share of the floor | " + " | ".join(peers) + " |",
         "|---|---|---|" + "---|" * len(peers),
     ]
+    current = kernel_hash(rows[0].suite)
+    stale = {r.case for r in rows if r.kernel_hash != current}
     for case, direction in cases:
         by_peer: dict[str, Any] = {r.peer: r for r in rows if (r.case, r.direction) == (case, direction)}
         one = next(iter(by_peer.values()))
         cells = [f"{by_peer[p].ratio:.2f}" if p in by_peer else "refuses" for p in peers]
-        lines.append(f"| {case} | {direction} | {one.floor_ms / one.ours_ms:.0%} | " + " | ".join(cells) + " |")
+        mark = " *" if case in stale else ""
+        lines.append(f"| {case}{mark} | {direction} | {one.floor_ms / one.ours_ms:.0%} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{k} {v}" for k, v in sorted(rows[0].versions.items()))
     lines += ["", f"Measured {rows[0].date[:10]} with {versions}; `{rows[0].command}` repeats it."]
+    if stale:
+        lines.append("\\* measured with an earlier version of the kernel, whose sources have changed since.")
     return "\n".join(lines) + "\n"

@@ -14,7 +14,8 @@ MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
 
 def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: Path, save: bool) -> int:
-    """Measures and prints; with `save`, appends rows to folder/<device>/<suite>.jsonl. Exit code 1 on a wrong result.
+    """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
+    result is wrong.
 
     Raises TfcError (E820) where the suite, a peer or the device is not what the suite needs.
     """
@@ -54,13 +55,19 @@ def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: P
             for name, reason in outcome.refusals.items():
                 print(f"{outcome.case.name:24} {name} takes no part: {reason}", flush=True)
             if save and outcome.rows:
-                device = outcome.rows[0].device.lower().replace(" ", "_")
-                write(folder / device / f"{suite}.jsonl", outcome.rows)
+                _kept(folder, outcome.rows[0].device.lower().replace(" ", "_"), outcome.rows)
     except BenchError as error:
         print(f"not timed: {error}", file=sys.stderr)
         return 1
     print(markdown(rows), end="")
     return 0
+
+
+def _kept(folder: Path, device: str, rows: Sequence[Row]) -> Path:
+    """The file that the rows are added to."""
+    file = folder / "results" / device / f"{rows[0].suite}.jsonl"
+    write(file, rows)
+    return file
 
 
 def _approximation(only: str, samples: int, folder: Path, save: bool) -> int:
@@ -77,9 +84,7 @@ def _approximation(only: str, samples: int, folder: Path, save: bool) -> int:
         dense = approximation.opened(spec, folder / "approximation")
         rows = approximation.measured(dense, variants, samples)
     if save:
-        device = folder / "results" / "cpu"
-        write(device / "approximation.jsonl", rows)
-        (device / "approximation.svg").write_text(approximation.chart(rows), encoding="utf-8")
+        _kept(folder, "cpu", rows).with_suffix(".svg").write_text(approximation.chart(rows), encoding="utf-8")
     print(approximation.table(rows), end="")
     return 0
 
@@ -113,7 +118,7 @@ def _minilm(against: Sequence[str], only: str, samples: int, folder: Path, save:
         print(f"not timed: {error}", file=sys.stderr)
         return 1
     if save:
-        write(folder / "results" / "cpu" / "minilm.jsonl", rows)
+        _kept(folder, "cpu", rows)
     print(markdown(rows), end="")
     return 0
 

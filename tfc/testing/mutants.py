@@ -98,7 +98,12 @@ def _code(tree: ast.Module, name: str) -> types.CodeType:
     assert isinstance(function, ast.FunctionDef)
     function.decorator_list = []
     made = compile(tree, f"<mutant of {name}>", "exec")
-    return next(c for c in made.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+    found = [c for c in made.co_consts if isinstance(c, types.CodeType) and c.co_name == name]
+    if not found:
+        raise ValueError(
+            f"the text at {name}'s lines is another function's: its file has changed since it was imported"
+        )
+    return found[0]
 
 
 class _Swap(ast.NodeTransformer):

@@ -42,7 +42,7 @@ def _small(w: Writer) -> str:
         f"clip({x}, -1, 1) * 0.5",
         f"softmax({x})",
         f"log_softmax({x})",
-        f"{w.one(ACTIVATIONS)}(linear@{n}({x}, 8)) * {x}",
+        f"{w.one(ACTIVATIONS)}(linear@{n}({x}, 8)) * x",
     )
     return w.one(maps)
 

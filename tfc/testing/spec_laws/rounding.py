@@ -103,9 +103,15 @@ def _draw(seed: int, least: float) -> Draw:
 
 
 def gradients_differ(subject: Subject, found: Tree, allowed: Mapping[str, float], roundoff: float) -> str | None:
-    """The first gradient that differs from the lowered program's, or None."""
+    """The first gradient that differs from the lowered program's, or None.
+
+    The largest gradient of all sets the floor: one may be zero as it cancels within an operation (a softmax over one
+    key), where another order of sums leaves a roundoff of what cancelled.
+    """
+    largest = max((float(_largest(np.abs(x))) for x in subject.gradients.values()), default=0.0)
     for path, right in subject.gradients.items():
-        if said := apart(f"the gradient of {path}", found[path], right, allowed[path], roundoff):
+        noise = allowed[path] + roundoff * largest
+        if said := apart(f"the gradient of {path}", found[path], right, noise, roundoff):
             return said
     return None
 

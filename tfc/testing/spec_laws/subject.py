@@ -218,6 +218,9 @@ class Subject:
                 out[name] = np.sort(rng.integers(0, min(3, rows.get(name, 3)), kind.ints), axis=-1).astype(np.int32)
             else:
                 out[name] = rng.integers(0, min(64, rows.get(name, 5)), kind.ints).astype(np.int32)
+        if self.claims.documents in out and self.claims.place in out:
+            for row, place in zip(out[self.claims.documents], out[self.claims.place], strict=True):
+                place[:] = np.arange(place.size) - np.searchsorted(row, row)  # they begin anew in each text
         return out
 
     @property
@@ -304,10 +307,12 @@ class Subject:
     def pulled(self, f: Any) -> Any:
         """(params, inputs) -> gradients of the random sum of f's results that are real, by path and `input name`."""
 
+        cotangents = self.cotangents  # computed before anything is traced
+
         def pulled(p: Any, x: Any) -> dict[str, Any]:
             real = {n: v for n, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
             out, pull = jax.vjp(lambda p, r: f(p, {**x, **r}), p, real)
-            by_params, by_inputs = pull(tuple(_cotangent(c, y) for c, y in zip(self.cotangents, out, strict=True)))
+            by_params, by_inputs = pull(tuple(_cotangent(c, y) for c, y in zip(cotangents, out, strict=True)))
             return {**by_params, **{f"input {n}": g for n, g in by_inputs.items()}}
 
         return pulled
