@@ -41,7 +41,7 @@ def judged(spec: Drawn) -> Subject:
 
 
 def wrong(spec: Drawn, seen: Counter[tuple[str, str]] | None = None, costly: bool = True) -> list[str]:
-    """The laws that the spec violates, in words; `seen` counts what came of each law. costly: those of most work, too."""
+    """The laws that the spec violates, in words; `seen` counts what came of each. costly: those of most work, too."""
     subject, out = judged(spec), []
     for law in LAWS:
         if law.deep or (law.name in COSTLY and not costly):
