@@ -150,6 +150,7 @@ def show(file: str, sets: dict[str, str], after: str | None) -> int:
       parse               the syntax tree
       lower               the program as the spec says it, attention written out
       dead-code           without what no result needs
+      roll                equal layers written out as a loop
       fold-norms          norms' scales in the projections behind them
       fuse-attention      scores, mask, softmax and mix as one operation
       fuse-ffn            a feed-forward as one operation
