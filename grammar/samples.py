@@ -123,7 +123,7 @@ CALLS: Mapping[str, str] = {
     "softmaxed": "linear_attention(x, heads = 2, feature = softmaxed)",
     "favor": "linear_attention(x, heads = 2, feature = favor(w, scale = 4 ^ -0.25))",
     "random_relu": "linear_attention(x, heads = 2, feature = random_relu(w))",
-    "hashed_attention": "hashed_attention(x, heads = 2, bits = 8, anchors = 6, direction = \"causal\")",
+    "hashed_attention": 'hashed_attention(x, heads = 2, bits = 8, anchors = 6, direction = "causal")',
     "retention": "recur(y, y, y, decay = retention)",
     "gated": "recur(tag(y, gate = split(-abs(x), 2)), y, y, decay = gated)",
     "selective": "recur(tag(y, step = cut(x ^ 2, 0, 2)), y, y, decay = selective(slope))",

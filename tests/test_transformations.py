@@ -177,7 +177,7 @@ def test_kernels_are_traced_by_every_transformation(kernels: Model):
     assert mapped.shape == (2, 1, 128, 32)
 
     def loop(p: Any, t: Any) -> jax.Array:
-        return jax.lax.scan(lambda c, x: (c + total(p, x[None]), None), 0.0, t)[0]
+        return jax.lax.scan(lambda c, x: (c + total(p, x[None]), None), jnp.zeros(()), t)[0]
 
     assert jax.eval_shape(loop, params, tokens).shape == ()
 

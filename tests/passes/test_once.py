@@ -171,7 +171,7 @@ def test_a_step_can_be_written_out():
     assert not any(isinstance(e.op, Repeat) for e in done.program.eqns)
     params, given = drawn(program), inputs(form)
     memory = {v.name: inputs(parts.step)[v.name] for v in parts.memory}
-    taken = {i.value.name: given.get(i.value.name) for i in parts.step.inputs} | memory
+    taken = {i.value.name: given[i.value.name] for i in parts.step.inputs if i.value.name in given} | memory
     want = evaluate(parts.step.bind(LENGTHS), params, taken, jnp.float64)
     got = evaluate(done.program.bind(LENGTHS), apply.pack(done.map, params), taken, jnp.float64)
     for x, y in zip(got, want, strict=True):

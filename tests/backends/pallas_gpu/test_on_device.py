@@ -22,7 +22,7 @@ LONG = [
 def long_cases(name: str) -> Iterator[Case]:
     """Many tiles, ragged ends, fewer queries than keys and more."""
     for i, sizes in enumerate(LONG):
-        sizes = Sizes(*(getattr(sizes, f) for f in ("batch", "n", "m", "heads", "kv_heads", "head_dim")), DType.BF16)
+        sizes = Sizes(sizes.batch, sizes.n, sizes.m, sizes.heads, sizes.kv_heads, sizes.head_dim, DType.BF16)
         yield Case(name, attention_eqn(named_op(name, sizes), sizes), i)
 
 
