@@ -10,6 +10,7 @@ from pathlib import Path
 from tfc.diagnostics import Diagnostic, Edit, TfcError, closest
 from tfc.grammar import ast
 from tfc.grammar.lowering import calls
+from tfc.grammar.lowering.again import Calls
 from tfc.grammar.lowering.assemble import Builder
 from tfc.grammar.lowering.changes import check_reached
 from tfc.grammar.lowering.check import check_names
@@ -74,7 +75,7 @@ def lower(
     sets: other values for `let`s of this file, as values or as text (`"2"`, `"bf16"`). folder: where imports are
     looked up. seen: filled with what lowering comes across, for editors. Raises TfcError with every complaint found.
     """
-    session = Session(sets=sets or {}, inline=calls.inline, apply=calls.apply, seen=seen)
+    session = Session(sets=sets or {}, inline=calls.inline, apply=calls.apply, calls=Calls(), seen=seen)
     with _deep_enough():
         try:
             lowered = _Lowering(session, module, folder).run(model)
@@ -116,7 +117,7 @@ class _Lowering:
         self.opened: dict[Path, FileScope] = {}
         self.chain: list[Path] = []
         self.builder = Builder()
-        self.root = Place("", self.builder)
+        self.root = session.root = Place("", self.builder)
         self.library = Library(session, self.define, core_scope())
         self.scope = FileScope(session, self.define, self.library, folder, 0)
         self.scope.add(module)

@@ -99,8 +99,21 @@ class Text:
         for n, eqn in enumerate(self.eqns):
             for arg in eqn.args:
                 self.readers.setdefault(arg, []).append(n)
+        self.signs = self._signs()
+
+    def _signs(self) -> list[int]:
+        """A number for each equation, the same for equal ones; of one operation and one type, as lowering makes for
+        equal layers, it takes no look inside."""
         known: dict[object, int] = {}
-        self.signs = [known.setdefault(self._sign(e), len(known)) for e in self.eqns]
+        seen: dict[object, int] = {}
+        signs = []
+        for e in self.eqns:
+            own = id(e.op), *[id(o.type) for o in e.outs], *[(id(a.type), a in self.params) for a in e.args]
+            sign = seen.get(own)
+            if sign is None:
+                sign = seen[own] = known.setdefault(self._sign(e), len(known))
+            signs.append(sign)
+        return signs
 
     def _sign(self, eqn: Eqn) -> object:
         """What equal equations of two layers have in common."""
@@ -155,13 +168,13 @@ class Text:
         """As many equal layers from `start` on as there are; or why there are fewer than `least`."""
         cuts = [range(start + n * period, start + (n + 1) * period) for n in range(turns)]
         columns = [list(self.private(cut.start, period)) for cut in cuts]
-        roles = [self._roles(start, cut, period, params) for cut, params in zip(cuts, columns, strict=True)]
-        starts = self._starts(cuts[0], roles[1])
+        roles = self._roles(start, cuts[1], period, columns[1])
+        starts = self._starts(cuts[0], roles)
         if starts is None:
             return "the first layer takes several values where the others take one"
         count, why = turns, ""
         for n in (0, *range(2, turns)):
-            if why := self._unlike(roles, columns, n):
+            if why := self._unlike(roles, columns, cuts, n):
                 count = 0 if n == 0 else n
                 break
         while count >= least and (told := self._told(cuts, count, starts)):
@@ -172,7 +185,7 @@ class Text:
             return "none of its layers takes anything of the one before"
         constants = {e.out: e for e in self.constants}
         eqns = [[self.eqns[n] for n in cut] for cut in cuts[:count]]
-        return Layers(start, eqns, roles[1], list(zip(*columns[:count], strict=True)), starts, constants)
+        return Layers(start, eqns, roles, list(zip(*columns[:count], strict=True)), starts, constants)
 
     def _roles(self, start: int, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
         number = {p.value: n for n, p in enumerate(params)}
@@ -200,8 +213,10 @@ class Text:
                     return None
         return starts
 
-    def _unlike(self, roles: Sequence[Sequence[Sequence[Role]]], columns: Sequence[Sequence[Param]], n: int) -> str:
-        """How layer n differs from the second one, or an empty string."""
+    def _unlike(
+        self, roles: Sequence[Sequence[Role]], columns: Sequence[Sequence[Param]], cuts: Sequence[range], n: int
+    ) -> str:
+        """How layer n differs from the second one, whose roles are given, or an empty string."""
         for own, other in zip(columns[n], columns[1], strict=False):
             if (own.trained, own.format, own.fit) != (other.trained, other.format, other.fit):
                 return f"{own.path} and {other.path} are kept in different ways"
@@ -209,11 +224,22 @@ class Text:
                 return f"{own.path} is {own.value.type}, {other.path} {other.value.type}"
         if len(columns[n]) != len(columns[1]):
             return f"one of its layers has {len(columns[n])} parameters of its own, another {len(columns[1])}"
-        for mine, theirs in zip(roles[n], roles[1], strict=True):
-            for a, b in zip(mine, theirs, strict=True):
-                if a != b and not (n == 0 and b.before is not None):
+        cut, params = cuts[n], [p.value for p in columns[n]]
+        for at, row in zip(cut, roles, strict=True):
+            for value, role in zip(self.eqns[at].args, row, strict=True):
+                if not self._plays(value, role, params, cut, first=n == 0):
                     return "its layers read different values"
         return ""
+
+    def _plays(self, value: Value, role: Role, params: Sequence[Value], cut: range, first: bool) -> bool:
+        """Whether an operand of the layer comes from where the role says; the first layer has none before it."""
+        if role.param is not None:
+            return value is params[role.param] or value == params[role.param]
+        if role.own is not None:
+            return self.made.get(value) == (cut.start + role.own[0], role.own[1])
+        if role.before is not None:
+            return first or self.made.get(value) == (cut.start - len(cut) + role.before[0], role.before[1])
+        return self.same.get(value, value) == role.other
 
     def _told(self, cuts: Sequence[range], count: int, starts: Mapping[Place, Value]) -> str:
         """What of a layer is read elsewhere than it may be, or an empty string."""

@@ -1,7 +1,9 @@
 """A `.tfm` file or its text -> its program after the passes, without JAX: parse, lower, run the passes."""
 
+import gc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +61,27 @@ def front(
     hold: sites that passes leave alone. Raises TfcError with every complaint found.
     """
     source, folder = source_of(path_or_text)
-    module, found = parse(source)
-    if module is None or any(d.severity == "error" for d in found):
-        raise TfcError(*found)
-    lowered = lower(module, sets, model, folder)
-    chosen = pipeline.DEFAULT if passes is None else tuple(_pass(p) for p in passes)
-    first = pipeline.opening(lowered.program)
-    return Front(source, module, lowered, pipeline.run(lowered.program, (*first, *chosen), hold))
+    with _collecting_later():
+        module, found = parse(source)
+        if module is None or any(d.severity == "error" for d in found):
+            raise TfcError(*found)
+        lowered = lower(module, sets, model, folder)
+        chosen = pipeline.DEFAULT if passes is None else tuple(_pass(p) for p in passes)
+        first = pipeline.opening(lowered.program)
+        return Front(source, module, lowered, pipeline.run(lowered.program, (*first, *chosen), hold))
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Without Python's collector of cycles, which would run every few thousand equations, look through all that JAX
+    holds, and find nothing: half the time of a deep model. Where it was off, it stays off."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _pass(chosen: str | Pass) -> Pass:

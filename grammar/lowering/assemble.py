@@ -128,8 +128,10 @@ class Builder:
             inputs=tuple(replace(i, value=renamed[i.value]) for i in inputs),
             params=tuple(replace(p, value=renamed[p.value]) for p in self.params),
             eqns=tuple(
-                Eqn(tuple(renamed[o] for o in e.outs), e.op, tuple(renamed[a] for a in e.args), e.span)
-                for e in self.eqns
+                [
+                    Eqn(tuple([renamed[o] for o in e.outs]), e.op, tuple([renamed[a] for a in e.args]), e.span)
+                    for e in self.eqns
+                ]
             ),
             results=tuple(renamed[v] for v in ends),
             precision=precision,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tfc.diagnostics import Edit, Note, closest
 from tfc.grammar import ast
+from tfc.grammar.lowering.again import call_like
 from tfc.grammar.lowering.changes import change_inside, check_reached, reach_in
 from tfc.grammar.lowering.choices import check_chosen
 from tfc.grammar.lowering.evaluate import argument
@@ -29,13 +30,35 @@ def inline(component: Component, node: ast.Call, label: str | None, callee: ast.
         component = reach_in(component, segment, frame)
     explicit = _arguments(component, node.arguments, frame)
     place = _open(component, segment, label, node, callee, frame)
-    return apply(component, explicit, place, segment, node, frame)
+    like = call_like(component, explicit, place, node, frame)
+    if like is None:
+        return apply(component, explicit, place, segment, node, frame)
+    made = len(frame.builder.eqns)
+    value: Meaning | None = frame.session.calls.again(like, place)
+    if value is None:
+        value = _run(component, explicit, place, node, frame)
+        frame.session.calls.keep(like, place, value)
+    _named(value, segment, made, frame)
+    return value
 
 
 def apply(
     component: Component, explicit: Explicit, place: Place, segment: str, node: ast.Call, frame: Frame
 ) -> Meaning:
     """A block's body with these arguments, its parameters in that place; node is the call that asks for it."""
+    made = len(frame.builder.eqns)
+    value = _run(component, explicit, place, node, frame)
+    _named(value, segment, made, frame)
+    return value
+
+
+def _named(value: Meaning, segment: str, made: int, frame: Frame) -> None:
+    """What a call gives is called as the call is; `made` is how many equations there were before."""
+    if isinstance(value, Tensor) and len(frame.builder.eqns) > made:
+        frame.builder.rename(value, segment)
+
+
+def _run(component: Component, explicit: Explicit, place: Place, node: ast.Call, frame: Frame) -> Meaning:
     block = component.block
     given = (_arguments_of_defaults(block, frame), {c.path: c for c in component.changes})
     scope = Scope(with_lets(component, given[1]))
@@ -50,11 +73,8 @@ def apply(
     if frame.session.seen is not None:
         frame.session.seen.open(node, place, component)
         frame.session.seen.enter(block, place, scope)
-    made = len(frame.builder.eqns)
     value = run_body(block.body, inner, block)
     check_reached(inner, component.name)
-    if isinstance(value, Tensor) and len(frame.builder.eqns) > made:
-        frame.builder.rename(value, segment)
     return value
 
 

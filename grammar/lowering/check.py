@@ -10,6 +10,7 @@ from tfc.grammar.lowering.values import Failed, Poisoned
 __all__ = ["check_names"]
 
 _TYPES = frozenset(["real"])
+_PARTS: dict[str, tuple[str, ...]] = {}
 
 
 def check_names(module: ast.Module, scope: FileScope, session: Session) -> None:
@@ -60,11 +61,12 @@ def _check(node: object, own: frozenset[str], scope: FileScope, session: Session
     Words of formulas are let pass: whether they mean something is known where a formula is used. So are the indices of
     reducers, and whatever a nested item binds: a name wrongly let pass is found when the block is used.
     """
-    heads = [i for n in _walk(node) if isinstance(n, ast.Subscript) for i in n.indices]
+    nodes = list(_walk(node))
+    heads = [i for n in nodes if isinstance(n, ast.Subscript) for i in n.indices]
     reduced = frozenset(
         i.id if isinstance(i, ast.Name) else i.name for i in heads if isinstance(i, ast.Name | ast.Index)
     )
-    for at in _walk(node):
+    for at in nodes:
         if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id == ".." or at.id in _TYPES:
             continue
         if any(at.id in names for names in IMPLICIT.values()):
@@ -84,7 +86,16 @@ def _walk(node: object) -> Iterator[ast.Node]:
         at = stack.pop()
         if isinstance(at, ast.Node):
             yield at
-            skipped = ("span", "doc", "entries", *(("settings",) if isinstance(at, ast.Repeat) else ()))
-            stack.extend(reversed([getattr(at, f) for f in at.__dataclass_fields__ if f not in skipped]))
+            stack.extend([getattr(at, name) for name in _parts(type(at))])
         elif isinstance(at, tuple):
             stack.extend(reversed(at))
+
+
+def _parts(kind: type[ast.Node]) -> tuple[str, ...]:
+    """The fields of a kind of node that may hold names, last first."""
+    known = _PARTS.get(kind.__name__)
+    if known is None:
+        skipped = ("span", "doc", "entries", *(("settings",) if kind is ast.Repeat else ()))
+        known = tuple(f for f in reversed(kind.__dataclass_fields__) if f not in skipped)
+        _PARTS[kind.__name__] = known
+    return known

@@ -15,6 +15,7 @@ from tfc.ir.types import Dim, IRError, Size
 from tfc.source import Source, Span
 
 if TYPE_CHECKING:
+    from tfc.grammar.lowering.again import Calls
     from tfc.grammar.lowering.scope import Scope
     from tfc.grammar.lowering.seen import Seen
 
@@ -76,7 +77,7 @@ class Use:
 @dataclass(slots=True)
 class Session:
     """State that every part of lowering shares. `inline` calls a block as an expression says, `apply` with arguments
-    that are known already; lower.py, which knows all parts, sets them."""
+    that are known already; `calls` repeats what others made. lower.py, which knows all parts, sets them."""
 
     precision: Precision = field(default_factory=Precision)
     sets: Mapping[str, object] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Session:
     seen: "Seen | None" = None  # what editors ask for
     inline: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # set before anything runs
     apply: Callable[..., Meaning] = field(default=None)  # type: ignore[assignment]  # as `inline`
+    calls: "Calls" = field(default=None)  # type: ignore[assignment]  # as `inline`; what calls made so far
 
     def report(self, diagnostic: Diagnostic) -> None:
         """Keep a complaint; the same one at the same place only once, however often its block is called."""

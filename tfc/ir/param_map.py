@@ -232,6 +232,8 @@ class ParamMap:
 
     def then(self, later: "ParamMap") -> "ParamMap":
         """This map, then `later`, as one. Raises ValueError where a guard of `later` asks for a computed parameter."""
+        if later == IDENTITY:
+            return self
         made = self.forward.keys() - self.backward.keys()  # exist between the two only
         forward = {path: e for path, e in self.forward.items() if path not in later.removed}
         forward |= {path: substitute(e, self.forward) for path, e in later.forward.items()}

@@ -80,13 +80,15 @@ ARITY = {
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What has been checked, by identity: equations, operations, parameters; and values, by the lengths known then.
+    """What has been checked, by identity: operations, parameters; what operations make of types; and types, by the
+    lengths known then.
 
-    Most of a program stays as it is from pass to pass, and what an equation says of itself with it.
+    Most of a program stays as it is from pass to pass, and equal layers have the same operations and types.
     """
 
-    parts: dict[int, Eqn | Op | Param] = field(default_factory=dict)
-    values: dict[frozenset[str], dict[int, Value]] = field(default_factory=dict)
+    parts: dict[int, Op | Param] = field(default_factory=dict)
+    made: dict[tuple[int, ...], tuple[TensorType, ...]] = field(default_factory=dict)
+    types: dict[frozenset[str], dict[int, TensorType]] = field(default_factory=dict)
 
 
 def verify(program: Program, *, after: str = "", known: Known | None = None) -> None:
@@ -107,22 +109,26 @@ class Lengths:
     """The named lengths that a call can bind: those in the shapes of the model's inputs. With what is known."""
 
     names: frozenset[str]
-    parts: dict[int, Eqn | Op | Param]
-    values: dict[int, Value]
+    parts: dict[int, Op | Param]
+    made: dict[tuple[int, ...], tuple[TensorType, ...]]
+    types: dict[int, TensorType]
 
     @staticmethod
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.parts, known.values.setdefault(names, {}))
+        return Lengths(names, known.parts, known.made, known.types.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
+        if id(value.type) in self.types:
+            return
         for n in value.type.shape:
             if not (not isinstance(n, int) or n >= 0):
                 raise IRError(f"{value}: {value.type} has a negative size")
             unknown = sorted(n.names - self.names) if isinstance(n, Dim) else []
             if unknown:
                 raise IRError(f"{value}: {value.type} uses the length {unknown}, which no input's shape has")
+        self.types[id(value.type)] = value.type
 
 
 def _program(program: Program, lengths: Lengths) -> None:
@@ -133,11 +139,9 @@ def _program(program: Program, lengths: Lengths) -> None:
     def bound(value: Value) -> None:
         if value.name in known:
             raise IRError(f"{value} is bound twice in {program.name}")
-        if id(value) not in lengths.values:
-            if PATH.match(value.name) is None:
-                raise IRError(f"`{value.name}` is no name for a value")
-            lengths.check(value)
-            lengths.values[id(value)] = value
+        if PATH.match(value.name) is None:
+            raise IRError(f"`{value.name}` is no name for a value")
+        lengths.check(value)
         known[value.name] = value
 
     for declared in program.inputs:
@@ -155,11 +159,9 @@ def _program(program: Program, lengths: Lengths) -> None:
     for at, eqn in enumerate(program.eqns):
         try:
             for arg in eqn.args:
-                _use(arg, known)
-            if id(eqn) not in lengths.parts:
-                _eqn(eqn, lengths)
-                if not isinstance(eqn.op, Repeat | Route):  # bodies follow the lengths around them
-                    lengths.parts[id(eqn)] = eqn
+                if known.get(arg.name) is not arg:
+                    _use(arg, known)
+            _eqn(eqn, lengths)
             for out in eqn.outs:
                 bound(out)
         except IRError as e:
@@ -270,6 +272,10 @@ def _settings(what: str, given: tuple[tuple[str, Setting], ...], asked: Mapping[
 
 def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     op = eqn.op
+    types, given = tuple([a.type for a in eqn.args]), tuple([out.type for out in eqn.outs])
+    made = (id(op), len(types), *map(id, types), *map(id, given))
+    if made in lengths.made:  # so is the operation, and it is kept, as the types are
+        return
     if id(op) not in lengths.parts:
         _op(op, lengths)
         if not isinstance(op, Repeat | Route):  # bodies follow the lengths around them
@@ -278,14 +284,14 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
     count = len(eqn.args)
     if not (fewest <= count and (most is None or count <= most)):
         raise IRError(f"{word(op)} does not take {count} operands")
-    types = tuple(a.type for a in eqn.args)
     try:
         inferred = op.infer(*types)
     except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
         raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
-    given = tuple(out.type for out in eqn.outs)
     if inferred != given:
         raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
+    if not isinstance(op, Repeat | Route):
+        lengths.made[made] = (*types, *given)
 
 
 def _op(op: Op, lengths: Lengths) -> None:
@@ -445,8 +451,11 @@ def _body(what: str, body: Program, lengths: Lengths) -> None:
 
 def _statistics(program: Program) -> None:
     """A calibrated statistic becomes a parameter of its own."""
-    count = Counter(_calibrated(program)) + Counter(p.path for p in program.stored())
-    for path in _calibrated(program):
+    calibrated = list(_calibrated(program))
+    if not calibrated:
+        return
+    count = Counter(calibrated) + Counter(p.path for p in program.stored())
+    for path in calibrated:
         if count[path] > 1:
             raise IRError(f"calibrated {path}: the path is taken")
 

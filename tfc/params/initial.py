@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfc.ir.program import Stored
+from tfc.ir.program import Init, Stored
 from tfc.params.tree import DTYPES
 
 __all__ = ["initial", "start"]
@@ -27,8 +27,10 @@ def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
 
 def _started(param: Stored, key: Array) -> Array:
     code = zlib.crc32(param.path.encode())
-    if param.init.kind not in ("normal", "uniform", "glorot", "orthogonal"):
+    if param.init.kind == "table":
         return start(param, key)
+    if param.init.kind in ("zeros", "ones", "constant"):
+        return _filling(param.type.ints, DTYPES[param.type.dtype], param.init)()
     return _drawing(replace(param, path=param.init.kind))(key, np.uint32(code))
 
 
@@ -36,6 +38,13 @@ def _started(param: Stored, key: Array) -> Array:
 def _drawing(param: Stored) -> Callable[[Array, Any], Array]:
     """(key, code of the path) -> the parameter, compiled once for all layers."""
     return jax.jit(lambda key, code: start(param, jax.random.fold_in(key, code)))
+
+
+@lru_cache(maxsize=1024)
+def _filling(shape: tuple[int, ...], dtype: str, init: Init) -> Callable[[], Array]:
+    """A new array with one number in it: compiled, as a call of that takes a fraction of the time of `jnp.full`."""
+    number = {"zeros": 0.0, "ones": 1.0}.get(init.kind, init.value)
+    return jax.jit(lambda: jnp.full(shape, number, dtype))
 
 
 def start(param: Stored, key: Array) -> Array:
