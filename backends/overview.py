@@ -55,6 +55,10 @@ TYPICAL: Mapping[type[Op], tuple[Op, tuple[TensorType, ...]]] = {
         (_t(4, 2, 512, 8, 64), _t(2, 1, 8, 64), _t(dtype=DType.I32), *[_t(2, dtype=DType.I32)] * 2),
     ),
     ops.Dropout: (ops.Dropout(rate=0.1, path="dropout"), (_t(2, 512, 512), _t(2, dtype=DType.I32))),
+    ops.ResidualNorm: (
+        ops.ResidualNorm(centered=False, eps=1e-6, residual=True, scaled=True, keeps=True, dtype=DType.BF16),
+        (_t(2, 512, 512), _t(2, 512, 512), _t(512, dtype=DType.F32)),
+    ),
 }
 """An everyday equation of each operation: bf16, eight heads of 64, causal."""
 

@@ -16,6 +16,7 @@ from tfc.backends.xla import (
     formats,
     index,
     linear,
+    norm,
     recurrence,
     rotate,
     routing,
@@ -43,6 +44,7 @@ _FASTER: Mapping[type[Op], tuple[Kernel, ...]] = {
     ops.CacheRead: (caching.READ,),
     ops.CacheWrite: (caching.WRITE,),
     ops.Dropout: (dropout.DROPOUT,),
+    ops.ResidualNorm: (norm.NORM,),
     **{op: (kernel,) for op, kernel in attention.KERNELS.items() if op is not ops.Attention},
     **{op: (kernel,) for op, kernel in arrays.KERNELS.items()},
 }

@@ -20,6 +20,7 @@ from tfc.ir.ops import (
     Reduction,
     Repeat,
     Reshape,
+    ResidualNorm,
     Rotate,
     Rounded,
     Route,
@@ -203,6 +204,13 @@ def _first_only(eqn: Eqn, op: Any, body: Body) -> None:
     _along(eqn, op, body)
 
 
+def _norm(eqn: Eqn, op: ResidualNorm, body: Body) -> None:
+    """x and what is added to it have tokens, scale and bias none."""
+    if any(map(body.timed, eqn.args[1 + op.residual :])):
+        body.refuse("weights that tokens make")
+    _along(eqn, op, body)
+
+
 def _take(eqn: Eqn, op: Take, body: Body) -> None:
     if body.timed(eqn.args[0]):
         body.refuse("the table is made of tokens")
@@ -337,6 +345,7 @@ _RULES: Mapping[type, Callable[[Eqn, Any, Body], None]] = {
     Rounded: _rounded,
     Linear: _first_only,
     FeedForward: _first_only,
+    ResidualNorm: _norm,
     Take: _take,
     Reshape: _reshape,
     Slice: _cut,

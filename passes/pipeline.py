@@ -16,6 +16,7 @@ from tfc.passes.factorize import Factorize
 from tfc.passes.fold_norms import FoldNorms
 from tfc.passes.fuse_attention import FuseAttention
 from tfc.passes.fuse_ffn import FuseFfn
+from tfc.passes.fuse_norms import FuseNorms
 from tfc.passes.hash_attention import HashAttention
 from tfc.passes.merge_projections import MergeProjections
 from tfc.passes.no_dropout import NoDropout
@@ -40,8 +41,10 @@ DEFAULT: tuple[Pass, ...] = (
     FuseFfn(),
     # before precision, whose casts stand between a linear map and its parameter
     MergeProjections(),
-    # last to change the program: the operands of what operations there are by now are cast, each once
+    # before fuse-norms: it says what of a norm is computed in which type, an equation at a time
     Precision(),
+    # last to change the program: what fold-norms moves into linear maps is by then no part of a norm any more
+    FuseNorms(),
     # reads only
     AnalyseTiles(),
 )

@@ -21,6 +21,7 @@ from tfc.ir.ops import (
     Reduction,
     Repeat,
     Reshape,
+    ResidualNorm,
     Route,
     Scores,
     Slice,
@@ -169,6 +170,8 @@ class _Casting:
         elif isinstance(op, Route):
             types = [op.body.inputs[0].value.type, *(a.type for n, a in enumerate(args) if n not in (1, 2))]
             op = replace(op, body=_Casting(op.body, self.asked).run(types, body=True))
+        elif isinstance(op, ResidualNorm):
+            op = replace(op, reduce=promote((op.reduce, args[0].type.dtype)))
         outs = tuple(Value(v.name, t) for v, t in zip(eqn.outs, op.infer(*(a.type for a in args)), strict=True))
         self.eqns.append(Eqn(outs, op, args, eqn.span))
         for old, out in zip(eqn.outs, outs, strict=True):
@@ -184,6 +187,10 @@ class _Casting:
             if isinstance(op, Recurrence) and op.decay != "none":
                 head[3] = self._in(args[3], promote((self.asked.reduce, self._common([args[3]]))))
             return tuple(head)
+        if isinstance(op, ResidualNorm):  # of a program that was through all passes before
+            summed = args[: 1 + op.residual]
+            common = self._common(summed)
+            return (*(self._in(a, common) for a in summed), *map(self._as_is, args[len(summed) :]))
         if isinstance(op, Reduction) or (isinstance(op, Index) and op.reduced):
             return tuple(self._in(a, promote((self.asked.reduce, self._common([a])))) for a in args)
         if isinstance(op, Elementwise | Index | Concat):

@@ -56,6 +56,12 @@ def program(line: str, inputs: str) -> str:
             Cost(135, 120, 2 * (12 + 20 + 5 + 15)),
         ),
         ("%y: f32[3, 1] = reduction(fn=sum) %x", "%x: f32[3, 4]", Cost(12, 0, 4 * (12 + 3))),
+        (  # sum, mean, difference, square, its mean, products with the root and the scale, and one for what is of rows
+            "%y: f32[3, 4], %z: f32[3, 4] = "
+            "norm(centered=yes, eps=0.1, residual=yes, scaled=yes, keeps=yes) %x, %x, %s",
+            "%x: f32[3, 4], %s: f32[4]",
+            Cost(8 * 12, 0, 4 * (12 + 12 + 4 + 12 + 12)),
+        ),
         ("%y: f32[3, 4] = mul %x, %x", "%x: f32[3, 4]", Cost(12, 0, 4 * 36)),
         ("%y: f32[2, 3] = take %x, %i", "%x: f32[1000, 3], %i: int[2]", Cost(0, 0, 8 + 2 * 24)),
         ("%y: f32[12] = reshape(shape=[12]) %x", "%x: f32[3, 4]", Cost(0, 0, 0)),

@@ -156,6 +156,7 @@ def show(file: str, sets: dict[str, str], after: str | None) -> int:
       fuse-ffn            a feed-forward as one operation
       merge-projections   q, k and v as one product
       precision           with casts
+      fuse-norms          a residual and the norm of it as one operation
       analyse-tiles       the same, with notes on masks
 
     \b

@@ -29,6 +29,7 @@ from tfc.ir.ops import (
     Recurrence,
     Reduction,
     Reshape,
+    ResidualNorm,
     Rotate,
     Rounded,
     Route,
@@ -244,6 +245,9 @@ def cost(eqn: Eqn) -> Cost:
             turns = out * prod(n for _, n in reduced if isinstance(n, int))
             flops = turns * max(1, sum(1 for node in walk(op.expr) if not isinstance(node, Read)) // 2)
             return Cost(flops, 0, moved)
+        case ResidualNorm() as op:
+            steps = 4 + op.residual + 2 * op.centered + op.scaled + op.biased
+            return Cost(steps * out, 0, moved)
         case Reduction():
             return Cost(prod(types[0].ints), 0, moved)
         case Weigh():

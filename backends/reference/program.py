@@ -20,6 +20,7 @@ from tfc.backends.reference import (
     functions,
     index,
     linear,
+    norm,
     recurrence,
     rotate,
     routing,
@@ -62,6 +63,7 @@ DEFINITIONS: Mapping[type[Op], Definition] = {
     ops.CacheRead: caching.cache_read,
     ops.CacheWrite: caching.cache_write,
     ops.Dropout: dropout.dropout,
+    ops.ResidualNorm: norm.norm,
 }
 """Every operation but Repeat and Route, whose definitions are `evaluate` of their bodies, turn by turn."""
 

@@ -23,6 +23,7 @@ from tfc.ir.ops import (
     P,
     Reduction,
     Repeat,
+    ResidualNorm,
     Rotate,
     Route,
     S,
@@ -265,6 +266,18 @@ def test_feed_forward_is_its_products():
     np.testing.assert_allclose(got, jnp.tanh(x @ up) @ down, rtol=1e-5, atol=1e-6)
     (got,) = define(Linear(), jnp.float32, x, up, a)
     np.testing.assert_allclose(got, x @ up + a, rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_is_the_sum_by_its_own_spread():
+    x, y, scale, bias = (np.asarray(v, np.float64) for v in draw(10, (2, 3), (2, 3), (3,), (3,)))
+    z = x + y
+    full = ResidualNorm(centered=True, eps=0.1, residual=True, scaled=True, biased=True, keeps=True)
+    out, total = define(full, jnp.float32, *map(jnp.asarray, (x, y, scale, bias)))
+    wanted = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 0.1) * scale + bias
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(total, z, rtol=1e-6)
+    (out,) = define(ResidualNorm(centered=False, eps=0.1), jnp.float32, jnp.asarray(x))
+    np.testing.assert_allclose(out, x / np.sqrt((x * x).mean(-1, keepdims=True) + 0.1), rtol=1e-5)
 
 
 def test_reductions_keep_the_axis():

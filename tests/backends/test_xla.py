@@ -1,5 +1,6 @@
 """The jnp forms against the definitions, values and gradients; what cuDNN is asked for, and why it refuses."""
 
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -14,7 +15,20 @@ from tfc.backends.table import KERNELS, named
 from tfc.backends.xla import cudnn
 from tfc.formula.expr import PRIMITIVES, Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var, apply
 from tfc.ir import ops
-from tfc.ir.ops import Attention, Elementwise, FeedForward, Index, Linear, Op, P, Reduction, Rotate, S, Take
+from tfc.ir.ops import (
+    Attention,
+    Elementwise,
+    FeedForward,
+    Index,
+    Linear,
+    Op,
+    P,
+    Reduction,
+    ResidualNorm,
+    Rotate,
+    S,
+    Take,
+)
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 from tfc.targets import resolve
@@ -226,6 +240,19 @@ def test_products():
     check(FeedForward(activation=gated, gated=True, biased=True), x, up, a, gate, c, down, d)
     check(FeedForward(activation=gated, gated=True, biased=False), x, up, gate, down)
     check(FeedForward(activation=apply("tanh", U), gated=False, biased=True), x, up, a, down, d)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_norms(centered: bool):
+    x, y, s, b = draw(9, (2, 3, 8), (2, 3, 8), (8,), (8,))
+    check(ResidualNorm(centered=centered, eps=1e-5), x)
+    check(ResidualNorm(centered=centered, eps=1e-5, scaled=True, biased=True), x, s, b)
+    check(ResidualNorm(centered=centered, eps=1e-5, residual=True, biased=True), x, y, b)
+    full = ResidualNorm(centered=centered, eps=0.1, residual=True, scaled=True, keeps=True)
+    assert len(check(full, x, y, s)) == 2
+    low = [v.astype(jnp.bfloat16) for v in (x, y)]
+    check(replace(full, dtype=DType.BF16), *low, s, tolerance=2**-7)
+    check(replace(full, reduce=DType.BF16, dtype=DType.BF16), *low, s.astype(jnp.bfloat16), tolerance=2**-5)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])

@@ -158,6 +158,10 @@ SHOWN = {
     "cache_read": "%y: f32[B, 9, T, T] = cache_read %k, %j",
     "cache_write": "%y: f32[3, B, 9, T, T] = cache_write %k, %s, %j, %n, %n",
     "function": "%y: int[4] = function(fn=apportion, settings=[total=8]) %u",
+    "norm": (
+        "%y: bf16[B, 4], %z: f32[B, 4] = norm(centered=yes, eps=1e-05, residual=yes, scaled=yes, biased=yes, "
+        "keeps=yes, reduce=f64, dtype=bf16) %x, %x, %u, %u"
+    ),
     "dropout": "%y: f32[B, 4] = dropout(rate=0.1, path=layer.dropout) %x, %e, %j",
 }
 ALSO = {

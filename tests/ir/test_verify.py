@@ -73,6 +73,17 @@ WRITTEN: dict[str, tuple[str, ...]] = {
         "%y: int[4] = function(fn=apportion, settings=[total=0.5]) %u",
     ),
     "`guess` is no registered function": ("%y: int[4] = function(fn=guess) %x",),
+    "norm: 2 operands, x and scale and bias expected": (
+        "%y: f32[B, 4] = norm(centered=no, eps=0.1, scaled=yes, biased=yes) %x, %x",
+    ),
+    "norm of f32[B, 4] in bf16, as f32": ("%y: f32[B, 4] = norm(centered=no, eps=0.1, reduce=bf16) %x",),
+    "norm of f32[B, 4] in f32, as int": ("%y: int[B, 4] = norm(centered=no, eps=0.1, dtype=int) %x",),
+    "norm of int[B]": ("%y: f32[B] = norm(centered=no, eps=0.1) %n",),
+    "norm: without a residual x is the sum": (
+        "%y: f32[B, 4], %z: f32[B, 4] = norm(centered=no, eps=0.1, keeps=yes) %x",
+    ),
+    "norm: residual f32[4, 4] does not fit x": ("%y: f32[B, 4] = norm(centered=no, eps=0.1, residual=yes) %x, %w",),
+    "norm: scale f32[B, 4] does not fit x": ("%y: f32[B, 4] = norm(centered=no, eps=0.1, scaled=yes) %x, %x",),
     "recurrence: decay soft": ("%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=soft) %q, %q, %q",),
     "recurrence: a decay f32[B, 4] per token": (
         "%y: f32[B, T, 2, 4], %z: f32[B, 2, 4, 4] = recurrence(decay=token) %q, %q, %q, %x",

@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 
 from tfc.diagnostics import TfcError
-from tfc.ir.ops import Attention, FeedForward, Op, Repeat
+from tfc.ir.ops import Attention, FeedForward, Op, Repeat, ResidualNorm
 from tfc.ir.program import Program
 from tfc.ir.text import parse, show
-from tfc.ir.types import IRError
+from tfc.ir.types import DType, IRError
 from tfc.passes import pipeline
 from tfc.passes.base import Contract, Pass, Rewritten
 from tfc.passes.compress_keys import CompressKeys
@@ -75,6 +75,18 @@ def read_nothing_of_norm(after: Program) -> bool:
     return "n.scale" not in {p.path for p in after.params}
 
 
+RMS = (
+    "%eps: f32[] = constant(value=0.1, dtype=f32)", "%sq: f32[B, T, 4] = mul %x, %x",
+    "%ms: f32[B, T, 1] = reduction(fn=mean) %sq", "%sh: f32[B, T, 1] = add %ms, %eps",
+    "%rt: f32[B, T, 1] = rsqrt %sh", "%m: f32[B, T, 4] = mul %x, %rt", "%n: f32[B, T, 4] = mul %m, %s",
+)  # fmt: skip
+
+
+def rounds_its_norm(after: Program) -> bool:
+    """There is a norm, and it gives what the linear map after it reads."""
+    return [op.dtype for op in ops(after) if isinstance(op, ResidualNorm)] == [DType.BF16]
+
+
 QK = "%y: f32[B, T, 4] = mul %q, %k"
 
 
@@ -100,6 +112,10 @@ REASONS = {
     ),
     ("fold-norms", "merge-projections"): (program(*NORM, *NORMED, *maps("q", "k", biased="q"), QK), merged),
     ("fuse-ffn", "merge-projections"): (program(*RENAMED, *FFN), has(FeedForward)),
+    ("fold-norms", "fuse-norms"): (program(NORM[0], *RMS, *maps("q"), result="%q"), read_nothing_of_norm),
+    ("precision", "fuse-norms"): (
+        program(NORM[0], *RMS, *maps("q"), result="%q", precision=BF16), rounds_its_norm,
+    ),
     ("merge-projections", "precision"): (program(*RENAMED, *maps("q", "k"), QK, precision=BF16), merged),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ from tfc.ir.caching import CacheRead, CacheWrite
 from tfc.ir.dropout import Dropout
 from tfc.ir.formats import Rounded
 from tfc.ir.functions import ArrayFunction
+from tfc.ir.norm import ResidualNorm
 from tfc.ir.op import Op, broadcast, promote
 from tfc.ir.program import Program
 from tfc.ir.recurrence import Recurrence
@@ -56,6 +57,7 @@ __all__ = [
     "Reduction",
     "Repeat",
     "Reshape",
+    "ResidualNorm",
     "Rotate",
     "Rounded",
     "Route",
@@ -355,7 +357,7 @@ OPS: Mapping[str, type[Op]] = {
         Constant, Elementwise, Reduction, Index, Take, Linear, Reshape, Slice, Concat, Cast, Rotate,
         Scores, Score, Masked, Weigh, Mix, Attention, FeedForward, Repeat,
         Recurrence, Top, Route, Calibrated, Rounded, ArrayFunction,
-        CacheRead, CacheWrite, Dropout,
+        CacheRead, CacheWrite, Dropout, ResidualNorm,
     )
 }  # fmt: skip
 """Every operation by its name. Lists that depend on it (text form, kernels, README tables) are tested against it."""

@@ -73,7 +73,7 @@ ARITY = {
     "concat": (1, None), "cast": (1, 1), "rotate": (1, None), "scores": (2, 2), "score": (1, None), "masked": (1, None),
     "weigh": (1, None), "mix": (2, 2), "attention": (3, None), "ffn": (3, 7), "index": (0, None), "repeat": (0, None),
     "recurrence": (3, 8), "top": (1, 1), "route": (3, None), "calibrated": (1, 1), "rounded": (1, 1),
-    "function": (0, None), "cache_read": (2, 2), "cache_write": (3, 5), "dropout": (1, None),
+    "function": (0, None), "cache_read": (2, 2), "cache_write": (3, 5), "dropout": (1, None), "norm": (1, 4),
 }  # fmt: skip
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 

@@ -172,8 +172,8 @@ def _projections(b: _Builder) -> None:
 
 
 def _norm(b: _Builder) -> None:
-    """Layer norm or RMS norm, then maps of it, now and then another reader."""
-    x = b.pick()
+    """Layer norm or RMS norm, of a sum too, then maps of it, now and then another reader, of a statistic too."""
+    x = b.fn("add", b.pick(), b.pick()) if b.often() else b.pick()
     d = b.fn("sub", x, b.put(Reduction(fn="mean"), x, hint="mean")) if b.often() else x
     var = b.put(Reduction(fn="mean"), b.fn("mul", d, d), hint="var")
     n = b.fn("mul", d, b.fn("rsqrt", b.fn("add", var, b.number(0.1))))
@@ -186,6 +186,8 @@ def _norm(b: _Builder) -> None:
     b.values += outs
     if b.seldom():
         b.values.append(y)
+    if not b.often():
+        b.values.append(b.fn("add", x, var))
 
 
 _ACTIVATIONS: dict[str, Callable[[_Builder, Value], Value]] = {
