@@ -37,6 +37,7 @@ OTHERWISE = {
 """What no single name stands for here, by its plain spelling, and how it is written."""
 
 ATTRIBUTES = {
+    "attndropout": "dropout", "attentiondropout": "dropout",
     "nheads": "heads", "numheads": "heads", "numattentionheads": "heads", "nhead": "heads", "numkvheads": "kv_heads",
     "nkvheads": "kv_heads", "kvheads": "kv_heads", "numkeyvalueheads": "kv_heads", "groups": "kv_heads",
     "headsize": "head_dim", "dhead": "head_dim", "headdimension": "head_dim", "dimhead": "head_dim", "bias": "biased",
@@ -64,5 +65,5 @@ TYPES = {
 FOREIGN_MODULES = frozenset("nn torch F jnp np jax tf math keras flax lax ops self".split())
 """What stands before a point elsewhere, and before nothing here."""
 
-ONLY_TRAINING = frozenset(("dropout", "attndropout", "attentiondropout", "residdropout", "droppath", "labelsmoothing"))
+ONLY_TRAINING = frozenset(("residdropout", "droppath", "labelsmoothing"))
 """Attributes and functions of training, which a spec says nothing of; by their plain spelling."""
