@@ -15,7 +15,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
-    "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py"),
+    "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py", "xla/norm.py"),
     "approximation": ("tfc/params/fit/*.py", "tfc/passes/factorize.py", "tfc/passes/hash_attention.py"),
 }
 """The files of `backends/` whose code decides a suite's figures; those that begin with `tfc/` are looked up in tfc."""
