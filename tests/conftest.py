@@ -1,7 +1,9 @@
 """Options, profiles, marks and fixtures of every test. Imports no JAX: the front half's tests need none."""
 
 import difflib
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,6 +61,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for name in skips.keys() & {m.name for m in item.iter_markers()}:
             item.add_marker(skips[name])
+
+
+def pytest_collection_finish() -> None:
+    """Tests and programs are many objects that stay: the collector need not look through them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_anew() -> Iterator[None]:
+    """What a module's tests compiled goes with it: a process may map 65,530 pieces of memory, and a program is some."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
 
 
 @pytest.fixture

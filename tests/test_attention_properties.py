@@ -102,7 +102,7 @@ def test_the_gpu_kernel_agrees_with_the_definition(worker: Worker):
 
 
 # interpreting a formula's kernel takes a minute: these by default, all with --slow
-QUICK = ("causal", "softcap", "alibi", "own")
+QUICK = ("softcap", "alibi", "own")
 
 
 @pytest.mark.parametrize("formula", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMED])

@@ -137,6 +137,7 @@ def test_a_bias_of_its_own() -> None:
             HashAttention(**{**HASH, **wrong})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_xla_form_agrees() -> None:
     """All of it in float64, values and gradients, at a length over one chunk of the recurrence."""

@@ -124,6 +124,7 @@ def test_reports_are_the_same_each_time():
     assert str(judge(no_scale, cases=small("full"))) == str(judge(no_scale, cases=small("full")))
 
 
+@pytest.mark.slow
 def test_a_callable_that_is_told_the_formula_is_asked_for_all():
     kernel = KERNEL["reference"]
 
