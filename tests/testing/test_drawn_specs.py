@@ -11,7 +11,7 @@ from tfc.testing.drawn import MODES, Drawn, Mode, numbered, specs
 from tfc.testing.spec_laws import LAWS, Claims, Subject
 from tfc.testing.spec_laws.judging import verdict
 
-JUDGED, CHECKED = 6, 105
+JUDGED, CHECKED = 8, 105
 """How many are judged by default, and how many only checked."""
 
 COSTLY = frozenset(law.name for law in LAWS if "gradients" in law.name or "mapped" in law.name)
