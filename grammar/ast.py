@@ -1,7 +1,8 @@
 """The tree of a `.tfm` file as its author wrote it: frozen nodes, each with a place that equality ignores."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from tfc.record import record
 from tfc.source import Span
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Node:
     """Anything written; `span` covers it whole. Comments are kept beside the tree, see `Module.comments`."""
 
@@ -53,40 +54,40 @@ class Node:
 # ---- expressions: formulas, attribute values, equations alike
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Expr(Node):
     """An expression."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Number(Expr):
     """`42`, `4_096`, `1e-12`, `0.5`: an int where it is written as one."""
 
     value: int | float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Text(Expr):
     """`"interleaved"`."""
 
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Name(Expr):
     """`width`, `q`, `yes`, `no`, `f32`: what it means is lowering's business."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class List(Expr):
     """`[a, b]`."""
 
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Unary(Expr):
     """op is `-` or `not`."""
 
@@ -94,7 +95,7 @@ class Unary(Expr):
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Binary(Expr):
     """op is one of `+ - * / // % ^ and or`."""
 
@@ -103,7 +104,7 @@ class Binary(Expr):
     right: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Compare(Expr):
     """A chain: `0 <= q - k < 4` is first=0, rest=(("<=", q - k), ("<", 4)). op: `== != < <= > >=`."""
 
@@ -111,7 +112,7 @@ class Compare(Expr):
     rest: tuple[tuple[str, Expr], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Attribute(Expr):
     """`q.segment`, `base.llama`."""
 
@@ -119,7 +120,7 @@ class Attribute(Expr):
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Index(Expr):
     """An index where it is bound, `t` or `t: T // 2`; size says how far it goes, None: as far as the axes it reads.
 
@@ -130,7 +131,7 @@ class Index(Expr):
     size: Expr | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Subscript(Expr):
     """`slope[h]`, `int[B, T]`, and the head of a reducer, `sum[c]`. The bracket touches what it follows.
 
@@ -142,7 +143,7 @@ class Subscript(Expr):
     indices: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Label(Expr):
     """`rms@before_look`: this use's name in the parameter path."""
 
@@ -150,7 +151,7 @@ class Label(Expr):
     label: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Argument(Node):
     """`x` or `out = width` in a call."""
 
@@ -158,7 +159,7 @@ class Argument(Node):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Call(Expr):
     """`f(x, a = 1)`; `sum[c](x[b, c])` has a Subscript as callee, `rms@a(x)` a Label."""
 
@@ -166,7 +167,7 @@ class Call(Expr):
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Setting(Node):
     """`heads = 12` between braces; path has several segments for `q.weights = int4`."""
 
@@ -174,7 +175,7 @@ class Setting(Node):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Derived(Expr):
     """`layer { heads = 4 }` as a value: a copy with changes."""
 
@@ -185,7 +186,7 @@ class Derived(Expr):
 # ---- statements, in bodies and at the top
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Item(Node):
     """Something at the top of a file. `doc` is the string that stands before it."""
 
@@ -196,20 +197,20 @@ Statement = Item
 """Bodies hold: Let, Declaration, ParamDecl, Role, Block, Equation, Repeat, Return, Report."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Binding(Node):
     name: str
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Let(Item):
     """`let width = 384, heads = 12`."""
 
     bindings: tuple[Binding, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Import(Item):
     """`import "llama3.tfm" as base (block, layer)`."""
 
@@ -218,7 +219,7 @@ class Import(Item):
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Parameter(Node):
     """An input of a block, model or role: `x`, `tokens: int[B, T]`, `lengths: int[B] = T`, `heads = 8`."""
 
@@ -227,7 +228,7 @@ class Parameter(Node):
     default: Expr | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Declaration(Item):
     """`KIND name = base { changes }`: a component derived from another. base None: the kind's own component."""
 
@@ -237,7 +238,7 @@ class Declaration(Item):
     changes: tuple[Setting, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParamDecl(Item):
     """`param slope[h: heads] = 2 ^ (-8 * (h + 1) / heads) { trained = no }`; a dimension may name its index."""
 
@@ -247,7 +248,7 @@ class ParamDecl(Item):
     settings: tuple[Setting, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Role(Item):
     """`mask window(size) = abs(q - k) < size`. role: mask, score, weigh, position, feature, decay."""
 
@@ -257,7 +258,7 @@ class Role(Item):
     formula: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Block(Item):
     """`block name(inputs) { body }`, or `model`, the block one enters by."""
 
@@ -267,7 +268,7 @@ class Block(Item):
     body: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Equation(Item):
     """`x = f(x)`, or an index equation `y[b, t, o] = sum[c](x[b, t, c] * w[c, o])`.
 
@@ -278,7 +279,7 @@ class Equation(Item):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Repeat(Item):
     """`repeat 13 as pair remat = full { ... }`; over is a count or a list."""
 
@@ -288,12 +289,12 @@ class Repeat(Item):
     body: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Return(Item):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Report(Item):
     """`report loss = e`: a side output."""
 
@@ -301,7 +302,7 @@ class Report(Item):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Default(Item):
     """`default linear { weights = int4 }`, `default precision { params = f32   compute = bf16 }`."""
 
@@ -309,7 +310,7 @@ class Default(Item):
     changes: tuple[Setting, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class NamePair(Node):
     """`"encoder.layer.{layer}.attention.self.query.weight" = layer.look.q.weight [transposed]`."""
 
@@ -317,7 +318,7 @@ class NamePair(Node):
     ours: Expr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Names(Item):
     """`names hf { ... }`: a checkpoint's names for our parameters."""
 
@@ -325,7 +326,7 @@ class Names(Item):
     entries: tuple[NamePair, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Module(Node):
     """A file. comments: (offset, text with its `#`), in order; the formatter puts them back."""
 

@@ -77,8 +77,11 @@ def lower(
     """
     session = Session(sets=sets or {}, inline=calls.inline, apply=calls.apply, calls=Calls(), seen=seen)
     with _deep_enough():
+        work = _Lowering(session, module, folder)
         try:
-            lowered = _Lowering(session, module, folder).run(model)
+            lowered = work.run(model)
+            if seen is None:
+                work.close()
         except Failed as failed:
             session.report(failed.diagnostic)
             lowered = None
@@ -125,6 +128,13 @@ class _Lowering:
 
     def frame(self, scope: Scope) -> Frame:
         return Frame(session=self.session, scope=scope, place=self.root, builder=self.builder)
+
+    def close(self) -> None:
+        """Drops what was written and is a program now: a deep model's equations would wait for Python's collector, as
+        their builder and the tensors of its parameters hold each other."""
+        for builder in (self.builder, *self.session.builders):
+            builder.eqns.clear()
+            builder.params.clear()
 
     # ---- items
 

@@ -27,7 +27,7 @@ class DeadCode:
 
     def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
         alive = _alive(program, [*program.results, *(v for _, v in program.reports)])
-        unread = {p.path for p in program.stored()} - {p.path for p in alive.stored()}
+        unread = set() if alive is program else {p.path for p in program.stored()} - {p.path for p in alive.stored()}
         same: dict[str, Expr] = {path: Source(path) for path in sorted(unread)}
         notes = [Note(f"{self.name}:{path}", "nothing reads it; it is kept, unused", held=False) for path in same]
         return Rewritten(alive, ParamMap(same, same, kept=frozenset(unread)), notes)
@@ -35,28 +35,28 @@ class DeadCode:
 
 def _alive(program: Program, wanted: Collection[Value]) -> Program:
     """The program with the equations and parameters that `wanted` (its results and reports, or some) depend on."""
-    read = set(wanted)
+    read = {v.name for v in wanted}
     eqns: list[Eqn] = []
     for eqn in reversed(program.eqns):
-        if read.isdisjoint(eqn.outs):
+        if read.isdisjoint([out.name for out in eqn.outs]):
             continue
         if isinstance(eqn.op, Repeat):
             eqn = _loop(eqn, eqn.op, read)
         elif isinstance(eqn.op, Route):
             eqn = _route(eqn, eqn.op)
-        read.update(eqn.args)
+        read.update([a.name for a in eqn.args])
         eqns.append(eqn)
-    params = tuple(p for p in program.params if p.value in read)
+    params = tuple([p for p in program.params if p.value.name in read])
     if len(eqns) == len(program.eqns) and all(map(is_, reversed(eqns), program.eqns)) and params == program.params:
         return program
     return replace(program, params=params, eqns=tuple(reversed(eqns)))
 
 
-def _loop(eqn: Eqn, op: Repeat, read: Collection[Value]) -> Eqn:
-    """The loop with the carries that are read after it, and those that they depend on from turn to turn."""
+def _loop(eqn: Eqn, op: Repeat, read: Collection[str]) -> Eqn:
+    """The loop with the carries that are read after it, by name, and those that they depend on from turn to turn."""
     index, *inputs = op.body.inputs
-    carried = {n for n, out in enumerate(eqn.outs[: op.carries]) if out in read}
-    told = [n for n, out in enumerate(eqn.outs[op.carries :]) if out in read]
+    carried = {n for n, out in enumerate(eqn.outs[: op.carries]) if out.name in read}
+    told = [n for n, out in enumerate(eqn.outs[op.carries :]) if out.name in read]
     reports = tuple(op.body.reports[n] for n in told)
     while True:
         results = [op.body.results[n] for n in sorted(carried)]

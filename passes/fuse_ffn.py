@@ -32,13 +32,16 @@ class FuseFfn:
 
     def __call__(self, program: Program, hold: frozenset[str] = frozenset(), /) -> Rewritten:
         notes: list[Note] = []
+        elsewhere: dict[int, _Elsewhere] = {}  # by the scope, which it keeps
 
         def fuse(eqn: Eqn, scope: Scope) -> list[Eqn] | None:
             if not isinstance(eqn.op, Linear):
                 return None
+            if elsewhere.setdefault(id(scope), _Elsewhere(scope)).starts(eqn.args[0]):
+                return None
             between = _Between(scope)
             between.read(eqn.args[0])
-            if not between.inner or not between.maps or between.others:
+            if not between.inner or not between.maps:
                 return None  # nothing like a feed-forward: no note
             place = scope.params[eqn.args[1]].path if eqn.args[1] in scope.params else eqn.out.name
             site = f"{self.name}:{place}"
@@ -52,18 +55,38 @@ class FuseFfn:
 
 
 @dataclass
-class _Between:
-    """The elementwise work above a value, up to linear maps and numbers.
+class _Elsewhere:
+    """Of the values of a scope, whether elementwise work above them starts from something else than linear maps,
+    parameters and numbers: the stream between the layers of a deep model does, and is asked about at each of them."""
 
-    maps: the linear maps it starts from, in the order found. captured: parameters it reads. others: what else it
-    starts from. inner: the values on the way, as formulas over `Var`s named after the values they start from, and how
-    many nodes each has.
+    scope: Scope
+    known: dict[Value, bool] = field(default_factory=dict)
+
+    def starts(self, value: Value) -> bool:
+        found = self.known.get(value)
+        if found is None:
+            eqn = self.scope.maker(value)
+            if eqn is None:
+                found = value not in self.scope.params
+            elif isinstance(eqn.op, Elementwise):
+                found = any([self.starts(a) for a in eqn.args])
+            else:
+                found = not isinstance(eqn.op, Constant | Linear)
+            self.known[value] = found
+        return found
+
+
+@dataclass
+class _Between:
+    """The elementwise work above a value, up to linear maps, parameters and numbers, of which it is made.
+
+    maps: the linear maps it starts from, in the order found. captured: parameters it reads. inner: the values on the
+    way, as formulas over `Var`s named after the values they start from, and how many nodes each has.
     """
 
     scope: Scope
     maps: dict[Value, Eqn] = field(default_factory=dict)
     captured: list[Param] = field(default_factory=list)
-    others: list[Value] = field(default_factory=list)
     inner: dict[Value, tuple[Expr, int]] = field(default_factory=dict)
 
     def read(self, value: Value) -> tuple[Expr, int]:
@@ -79,10 +102,8 @@ class _Between:
             return self.inner[value]
         if eqn is not None and isinstance(eqn.op, Linear):
             self.maps[value] = eqn
-        elif value in self.scope.params:
-            self.captured.append(self.scope.params[value])
         else:
-            self.others.append(value)
+            self.captured.append(self.scope.params[value])
         return Var(value.name, Kind.REAL), 1
 
     def refusal(self, down: Eqn) -> str | None:

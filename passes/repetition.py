@@ -1,9 +1,11 @@
 """A program's equations -> sequences of layers that differ in their parameters alone, and such a sequence as a loop."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import eq
 
 from tfc.ir.ops import Constant, Op, Repeat, Route
 from tfc.ir.program import Eqn, Init, Input, Param, Program, Value
@@ -31,7 +33,8 @@ class Layers:
     """Equal layers, from equation `start` on.
 
     eqns: of each layer. roles: of the operands of the second one. params: for each parameter of a layer those of all.
-    starts: what a layer hands on, and what the first one takes for it. constants: equations that all layers read.
+    starts: what a layer hands on, and what the first one takes for it. constants: equations that all layers read, by
+    the names of their values.
     """
 
     start: int
@@ -39,7 +42,7 @@ class Layers:
     roles: Sequence[Sequence[Role]]
     params: Sequence[Sequence[Param]]
     starts: Mapping[Place, Value]
-    constants: Mapping[Value, Eqn]
+    constants: Mapping[str, Eqn]
 
     def loop(self, label: str, paths: Mapping[str, str], program: Program) -> Eqn:
         """The loop. paths: of the first layer's parameters -> of their stacks."""
@@ -58,8 +61,8 @@ class Layers:
         carried = {place: fresh(v.name, v.type) for place, v in self.starts.items()}
         others = dict.fromkeys(r.other for roles in self.roles for r in roles if r.other is not None)
         outside = {v: fresh(v.name, v.type) for v in others}
-        shared = [Eqn((outside[v],), e.op, (), e.span) for v, e in self.constants.items() if v in outside]
-        given = [v for v in outside if v not in self.constants]
+        shared = [Eqn((outside[e.out],), e.op, (), e.span) for e in self.constants.values() if e.out in outside]
+        given = [v for v in outside if v.name not in self.constants]
 
         def operand(role: Role, value: Value) -> Value:
             if role.before is not None:
@@ -85,33 +88,50 @@ class Layers:
 
 
 class Text:
-    """A program's equations but for constants, which layers share, as something to find repetitions in."""
+    """A program's equations but for constants, which layers share, as something to find repetitions in.
+
+    Values are known by their names, which are unique in a program.
+    """
 
     def __init__(self, program: Program) -> None:
         self.constants = [e for e in program.eqns if isinstance(e.op, Constant)]
         alike: dict[Op, Value] = {}
-        self.same = {e.out: alike.setdefault(e.op, e.out) for e in self.constants}
+        self.same = {e.out.name: alike.setdefault(e.op, e.out) for e in self.constants}
         self.eqns = [e for e in program.eqns if not isinstance(e.op, Constant)]
-        self.params = {p.value: p for p in program.params}
-        self.made: dict[Value, Place] = {out: (n, i) for n, e in enumerate(self.eqns) for i, out in enumerate(e.outs)}
+        self.params = {p.value.name: p for p in program.params}
+        self.made: dict[str, Place] = {}
         self.ends = {*program.results, *(v for _, v in program.reports)}
-        self.readers: dict[Value, list[int]] = {}
+        self.readers: dict[str, list[int]] = {}
+        made, readers = self.made, self.readers
         for n, eqn in enumerate(self.eqns):
+            for i, out in enumerate(eqn.outs):
+                made[out.name] = n, i
             for arg in eqn.args:
-                self.readers.setdefault(arg, []).append(n)
+                if arg.name in readers:
+                    readers[arg.name].append(n)
+                else:
+                    readers[arg.name] = [n]
         self.signs = self._signs()
 
     def _signs(self) -> list[int]:
         """A number for each equation, the same for equal ones; of one operation and one type, as lowering makes for
         equal layers, it takes no look inside."""
         known: dict[object, int] = {}
-        seen: dict[object, int] = {}
-        signs = []
+        seen: dict[int, list[tuple[tuple[TensorType, ...], list[bool], int]]] = {}
+        signs, params = [], self.params
         for e in self.eqns:
-            own = id(e.op), *[id(o.type) for o in e.outs], *[(id(a.type), a in self.params) for a in e.args]
-            sign = seen.get(own)
-            if sign is None:
-                sign = seen[own] = known.setdefault(self._sign(e), len(known))
+            types = (*[o.type for o in e.outs], *[a.type for a in e.args])
+            owned = [a.name in params for a in e.args]
+            like = seen.get(id(e.op))
+            if like is None:
+                like = seen[id(e.op)] = []
+            for others, other, found in like:
+                if others == types and other == owned:
+                    sign = found
+                    break
+            else:
+                sign = known.setdefault(self._sign(e), len(known))
+                like.append((types, owned, sign))
             signs.append(sign)
         return signs
 
@@ -120,7 +140,7 @@ class Text:
         op: object = eqn.op
         if isinstance(eqn.op, Repeat | Route):
             op = repr(with_paths(eqn.op, lambda path: "_"))
-        return op, tuple(o.type for o in eqn.outs), tuple((a.type, a in self.params) for a in eqn.args)
+        return op, tuple(o.type for o in eqn.outs), tuple((a.type, a.name in self.params) for a in eqn.args)
 
     def candidates(self, least: int) -> list[tuple[int, int, int]]:
         """(start, equations of a layer, layers) of sequences that look alike, those that save most first; of those with
@@ -134,35 +154,35 @@ class Text:
         return sorted(worth, key=lambda c: (-c[1] * (c[2] - 1), c[1], self._crossing(*c[:2]), c[0]))
 
     def _runs(self, period: int, least: int) -> Iterator[tuple[int, int, int]]:
-        run, signs = 0, self.signs
-        for n in range(len(signs) - period + 1):
-            if n + period < len(signs) and signs[n] == signs[n + period]:
-                run += 1
-                continue
+        signs = self.signs
+        same = bytes(map(eq, signs, islice(signs, period, None)))  # whether each is like the one a period later
+        for found in re.finditer(rb"\x01+", same):
+            run = found.end() - found.start()
             if (turns := run // period + 1) >= least:
                 for shift in range(run % period + 1):
-                    yield n - run + shift, period, turns
-            run = 0
+                    yield found.start() + shift, period, turns
 
     def _crossing(self, start: int, period: int) -> int:
         """How many values of the first layer the second one takes."""
         middle, end = start + period, start + 2 * period
-        return len({a for e in self.eqns[middle:end] for a in e.args if start <= self.made.get(a, (-1, 0))[0] < middle})
+        names = {a.name for e in self.eqns[middle:end] for a in e.args}
+        return len([name for name in names if start <= self.made.get(name, (-1, 0))[0] < middle])
 
     def private(self, start: int, period: int) -> Iterator[Param]:
         """The parameters that one layer has for itself, in the order in which it reads them."""
-        seen: set[Value] = set()
+        seen: set[str] = set()
         for eqn in self.eqns[start : start + period]:
             for arg in eqn.args:
-                if arg in self.params and arg not in seen and self._owned(arg, start, start + period):
-                    seen.add(arg)
-                    yield self.params[arg]
+                name = arg.name
+                if name in self.params and name not in seen and self._owned(arg, start, start + period):
+                    seen.add(name)
+                    yield self.params[name]
             if isinstance(eqn.op, Repeat | Route):
                 yield from _params(eqn.op.body)
 
     def _owned(self, value: Value, start: int, end: int) -> bool:
-        reads = self.readers[value]
-        return start <= reads[0] and reads[-1] < end and value not in self.ends and not self.params[value].repeats
+        reads, param = self.readers[value.name], self.params[value.name]
+        return start <= reads[0] and reads[-1] < end and not param.repeats and value not in self.ends
 
     def layers(self, start: int, period: int, turns: int, least: int) -> Layers | str:
         """As many equal layers from `start` on as there are; or why there are fewer than `least`."""
@@ -183,19 +203,20 @@ class Text:
             return why
         if not starts:
             return "none of its layers takes anything of the one before"
-        constants = {e.out: e for e in self.constants}
+        constants = {e.out.name: e for e in self.constants}
         eqns = [[self.eqns[n] for n in cut] for cut in cuts[:count]]
         return Layers(start, eqns, roles, list(zip(*columns[:count], strict=True)), starts, constants)
 
     def _roles(self, start: int, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
-        number = {p.value: n for n, p in enumerate(params)}
+        number = {p.value.name: n for n, p in enumerate(params)}
 
         def role(value: Value) -> Role:
-            if value in number:
-                return Role(param=number[value])
-            if value not in self.made:
-                return Role(other=self.same.get(value, value))
-            at, out = self.made[value]
+            name = value.name
+            if name in number:
+                return Role(param=number[name])
+            if name not in self.made:
+                return Role(other=self.same.get(name, value))
+            at, out = self.made[name]
             if at in cut:
                 return Role(own=(at - cut.start, out))
             if start <= at and cut.start - period <= at < cut.start:  # before the first layer there is none
@@ -224,34 +245,35 @@ class Text:
                 return f"{own.path} is {own.value.type}, {other.path} {other.value.type}"
         if len(columns[n]) != len(columns[1]):
             return f"one of its layers has {len(columns[n])} parameters of its own, another {len(columns[1])}"
-        cut, params = cuts[n], [p.value for p in columns[n]]
-        for at, row in zip(cut, roles, strict=True):
-            for value, role in zip(self.eqns[at].args, row, strict=True):
-                if not self._plays(value, role, params, cut, first=n == 0):
+        start, before, params = cuts[n].start, cuts[n].start - len(cuts[n]), [p.value.name for p in columns[n]]
+        made, eqns, same = self.made, self.eqns, self.same
+        for at, row in zip(cuts[n], roles, strict=True):
+            for value, role in zip(eqns[at].args, row, strict=True):
+                name = value.name
+                if role.param is not None:
+                    plays = name == params[role.param]
+                elif role.own is not None:
+                    plays = made.get(name) == (start + role.own[0], role.own[1])
+                elif role.before is not None:  # the first layer has none before it
+                    plays = n == 0 or made.get(name) == (before + role.before[0], role.before[1])
+                else:
+                    plays = same.get(name, value) == role.other
+                if not plays:
                     return "its layers read different values"
         return ""
 
-    def _plays(self, value: Value, role: Role, params: Sequence[Value], cut: range, first: bool) -> bool:
-        """Whether an operand of the layer comes from where the role says; the first layer has none before it."""
-        if role.param is not None:
-            return value is params[role.param] or value == params[role.param]
-        if role.own is not None:
-            return self.made.get(value) == (cut.start + role.own[0], role.own[1])
-        if role.before is not None:
-            return first or self.made.get(value) == (cut.start - len(cut) + role.before[0], role.before[1])
-        return self.same.get(value, value) == role.other
-
     def _told(self, cuts: Sequence[range], count: int, starts: Mapping[Place, Value]) -> str:
         """What of a layer is read elsewhere than it may be, or an empty string."""
+        eqns, readers, ends = self.eqns, self.readers, {v.name for v in self.ends}
         for n, cut in enumerate(cuts[:count]):
-            end = cuts[n + 1].stop if n + 1 < count else len(self.eqns)
+            end = cuts[n + 1].stop if n + 1 < count else len(eqns)
             for at in cut:
-                for number, out in enumerate(self.eqns[at].outs):
+                for number, out in enumerate(eqns[at].outs):
                     handed = (at - cut.start, number) in starts
                     if handed and n + 1 == count:
                         continue
-                    last = max(self.readers.get(out, [-1]))
-                    if out in self.ends or last >= (end if handed else cut.stop):
+                    reads = readers.get(out.name)  # in the order of the equations
+                    if out.name in ends or (reads and reads[-1] >= (end if handed else cut.stop)):
                         return f"{out}, of one of its layers, is read elsewhere too"
         return ""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from operator import is_
 
 from tfc.ir.ops import Constant, Repeat, Route
@@ -21,16 +22,26 @@ class Scope:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.makers: Mapping[Value, Eqn] = program.makers()
-        self.order: Mapping[Value, int] = {out: n for n, e in enumerate(program.eqns) for out in e.outs}
         self.reads: Mapping[Value, int] = program.readers()
         self.params: Mapping[Value, Param] = {p.value: p for p in program.params}
         self.after = program.params
-        self._readers: dict[Value, list[Eqn]] = {}
-        for eqn in program.eqns:
+
+    @cached_property
+    def order(self) -> Mapping[Value, int]:
+        """The number of the equation that binds a value."""
+        return {out: n for n, e in enumerate(self.program.eqns) for out in e.outs}
+
+    @cached_property
+    def _readers(self) -> Mapping[Value, Sequence[Eqn]]:
+        readers: dict[Value, list[Eqn]] = {}
+        for eqn in self.program.eqns:
             for arg in dict.fromkeys(eqn.args):
-                self._readers.setdefault(arg, []).append(eqn)
-        values = [i.value for i in program.inputs] + list(self.params) + list(self.makers)
-        self._names = {v.name for v in values}
+                readers.setdefault(arg, []).append(eqn)
+        return readers
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {v.name for v in (*[i.value for i in self.program.inputs], *self.params, *self.makers)}
 
     def maker(self, value: Value) -> Eqn | None:
         """The equation that binds the value; None for inputs and parameters."""
@@ -104,10 +115,10 @@ def rewrite(program: Program, rule: Rule) -> Program:
 
 def drop_unread(program: Program) -> Program:
     """The program without equations of which no value is read. Bodies stay as they are."""
-    read = {*program.results, *(v for _, v in program.reports)}
+    read = {v.name for v in (*program.results, *[v for _, v in program.reports])}
     kept: list[Eqn] = []
     for eqn in reversed(program.eqns):
-        if not read.isdisjoint(eqn.outs):
+        if not read.isdisjoint([out.name for out in eqn.outs]):
             kept.append(eqn)
-            read.update(eqn.args)
+            read.update([a.name for a in eqn.args])
     return program if len(kept) == len(program.eqns) else replace(program, eqns=tuple(reversed(kept)))

@@ -4,6 +4,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from tfc.record import record
+
 __all__ = ["Source", "Span"]
 
 
@@ -30,7 +32,7 @@ class Source:
         return self.text[self.starts[number - 1] : end].rstrip("\r")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Span:
     """The characters [start, end) of a source."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import cast
 
 from tfc.diagnostics import Note
@@ -173,8 +174,14 @@ def elementwise(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) 
     _check_shapes(fn, args, operands, span, frame)
     _check_tensor_kinds(fn, args, operands, frame)
     fields = merge_fields(args, broadcast_shape(args), span, frame)
-    (made,) = frame.emit(Elementwise(fn=fn), tuple(args), span, fn, fields)
+    (made,) = frame.emit(_operation(fn), tuple(args), span, fn, fields)
     return replace(made, tokens=tokens) if tokens else made
+
+
+@cache
+def _operation(fn: str) -> Elementwise:
+    """One for all equations: what follows knows equal layers by that."""
+    return Elementwise(fn=fn)
 
 
 def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], frame: Frame) -> None:
@@ -192,6 +199,9 @@ def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Oper
 
 
 def broadcast_shape(args: Sequence[Tensor]) -> tuple[Size, ...]:
+    first = args[0].type.shape
+    if all(a.type.shape == first for a in args):
+        return first
     longest = max((a.type.shape for a in args), key=len)
     out = list(longest)
     for a in args:
@@ -204,7 +214,7 @@ def broadcast_shape(args: Sequence[Tensor]) -> tuple[Size, ...]:
 def _check_shapes(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], span: Span, frame: Frame) -> None:
     out = broadcast_shape(args)
     for arg in args:
-        for i in range(1, arg.type.rank + 1):
+        for i in range(1, 0 if arg.type.shape == out else arg.type.rank + 1):
             if arg.type.shape[-i] in (1, out[-i]):
                 continue
             other = next(a for a in args if a.type.rank >= i and a.type.shape[-i] == out[-i])

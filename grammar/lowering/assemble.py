@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 
 from tfc.grammar.lowering.values import Tensor
@@ -50,7 +50,7 @@ class Builder:
     def declare(self, param: Param, hint: str, span: Span) -> Tensor:
         """A parameter of this program; its value gets a name of its own."""
         made = self.value(param.value.type, hint)
-        self.params.append(replace(param, value=made))
+        self.params.append(param.named(made))
         return Tensor(made, self, span)
 
     def local(self, tensor: Tensor) -> Value:
@@ -88,7 +88,10 @@ class Builder:
     ) -> tuple[Tensor, ...]:
         """One equation. Raises IRError where the operands do not fit."""
         operands = tuple(map(self.local, args))
-        outs = tuple(self.value(t, hint) for t in op.infer(*(a.type for a in operands)))
+        types = [a.type for a in operands]
+        # of equal types one: what follows knows equal layers by that
+        made = [next((held for held in types if held == t), t) for t in op.infer(*types)]
+        outs = tuple([self.value(t, hint) for t in made])
         self.eqns.append(Eqn(outs, op, operands, span))
         return tuple(Tensor(v, self, span, fields or {}) for v in outs)
 
@@ -120,23 +123,29 @@ class Builder:
         self._drop_products({*ends, *(v for _, v in reports)})
         inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
-        names = _names([self.hints[v.name] for v in order])
-        renamed = {v: Value(n, v.type) for v, n in zip(order, names, strict=True)}
+        hints = self.hints
+        names = _names([hints[v.name] for v in order])
+        renamed = {v.name: Value(n, v.type) for v, n in zip(order, names, strict=True)}
         self.closed = True
         return Program(
             name=name,
-            inputs=tuple(replace(i, value=renamed[i.value]) for i in inputs),
-            params=tuple(replace(p, value=renamed[p.value]) for p in self.params),
+            inputs=tuple([Input(renamed[i.value.name], i.default) for i in inputs]),
+            params=tuple([p.named(renamed[p.value.name]) for p in self.params]),
             eqns=tuple(
                 [
-                    Eqn(tuple([renamed[o] for o in e.outs]), e.op, tuple([renamed[a] for a in e.args]), e.span)
+                    Eqn(
+                        tuple([renamed[o.name] for o in e.outs]),
+                        e.op,
+                        tuple([renamed[a.name] for a in e.args]),
+                        e.span,
+                    )
                     for e in self.eqns
                 ]
             ),
-            results=tuple(renamed[v] for v in ends),
+            results=tuple([renamed[v.name] for v in ends]),
             precision=precision,
             doc=doc,
-            reports=tuple((path, renamed[v]) for path, v in reports),
+            reports=tuple([(path, renamed[v.name]) for path, v in reports]),
         )
 
 
@@ -144,16 +153,17 @@ def _names(hints: list[str]) -> list[str]:
     """Every hint as a name of its own: the first keeps it, later ones are numbered from 2."""
     taken: set[str] = set(hints)
     counts: dict[str, int] = {}
+    bases: dict[str, str] = {}
     out = []
     for hint in hints:
-        base = re.sub(r"_[0-9]+\Z", "", hint) or hint
-        counts[hint] = counts.get(hint, 0) + 1
-        name = hint
-        if counts[hint] > 1:
-            n = counts[hint]
+        n = counts[hint] = counts.get(hint, 0) + 1
+        if n > 1:
+            base = bases.get(hint) or bases.setdefault(hint, re.sub(r"_[0-9]+\Z", "", hint) or hint)
             while (name := f"{base}_{n}") in taken:
                 n += 1
             counts[hint] = n
-        taken.add(name)
-        out.append(name)
+            taken.add(name)
+            out.append(name)
+        else:
+            out.append(hint)
     return out

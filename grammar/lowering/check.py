@@ -1,6 +1,6 @@
 """Names in bodies and formulas that no model uses: misspelt ones are reported all the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tfc.grammar import ast
 from tfc.grammar.lowering.scope import IMPLICIT, FileScope, unknown
@@ -9,7 +9,7 @@ from tfc.grammar.lowering.values import Failed, Poisoned
 
 __all__ = ["check_names"]
 
-_TYPES = frozenset(["real"])
+_LET_PASS = frozenset(["real", ".."]).union(*IMPLICIT.values())
 _PARTS: dict[str, tuple[str, ...]] = {}
 
 
@@ -19,14 +19,14 @@ def check_names(module: ast.Module, scope: FileScope, session: Session) -> None:
         match item:
             case ast.Role(role=role, inputs=inputs, formula=formula):
                 own = frozenset(i.name for i in inputs) | IMPLICIT.get(role, frozenset())
-                _check(formula, own, scope, session)
-                for given in inputs:
-                    if given.default is not None:
-                        _check(given.default, own, scope, session)
+                for node in (formula, *(i.default for i in inputs if i.default is not None)):
+                    _check(list(_walk(node)), own, scope, session)
             case ast.Block(inputs=inputs, body=body):
-                own = frozenset(i.name for i in inputs) | frozenset(_bound(body)) | _lengths(inputs)
-                for statement in body:
-                    _check(statement, own, scope, session)
+                statements = [list(_walk(statement)) for statement in body]
+                bound = frozenset(name for nodes in statements for name in _bound(nodes))
+                own = frozenset(i.name for i in inputs) | bound | _lengths(inputs)
+                for nodes in statements:
+                    _check(nodes, own, scope, session)
 
 
 def _lengths(inputs: tuple[ast.Parameter, ...]) -> frozenset[str]:
@@ -35,9 +35,11 @@ def _lengths(inputs: tuple[ast.Parameter, ...]) -> frozenset[str]:
     return frozenset(n.id for n in found if isinstance(n, ast.Name) and n.id[:1].isupper())
 
 
-def _bound(node: object) -> Iterator[str]:
-    """Every name that something within a body binds."""
-    for at in _walk(node):
+def _bound(nodes: Iterable[ast.Node]) -> Iterator[str]:
+    """Every name that the nodes of a body bind."""
+    for at in nodes:
+        if isinstance(at, ast.Expr):
+            continue
         match at:
             case ast.Equation(target=target, indices=indices):
                 yield target
@@ -55,21 +57,18 @@ def _bound(node: object) -> Iterator[str]:
                 yield from _lengths(inputs)
 
 
-def _check(node: object, own: frozenset[str], scope: FileScope, session: Session) -> None:
+def _check(nodes: Sequence[ast.Node], own: frozenset[str], scope: FileScope, session: Session) -> None:
     """Report names that are neither bound in the item nor known to the file.
 
     Words of formulas are let pass: whether they mean something is known where a formula is used. So are the indices of
     reducers, and whatever a nested item binds: a name wrongly let pass is found when the block is used.
     """
-    nodes = list(_walk(node))
     heads = [i for n in nodes if isinstance(n, ast.Subscript) for i in n.indices]
     reduced = frozenset(
         i.id if isinstance(i, ast.Name) else i.name for i in heads if isinstance(i, ast.Name | ast.Index)
     )
     for at in nodes:
-        if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id == ".." or at.id in _TYPES:
-            continue
-        if any(at.id in names for names in IMPLICIT.values()):
+        if not isinstance(at, ast.Name) or at.id in own or at.id in reduced or at.id in _LET_PASS:
             continue
         try:
             found = scope.find(at.id)

@@ -10,6 +10,7 @@ from tfc.grammar import ast
 from tfc.ir.formats import Fit, Format, FormatKind
 from tfc.ir.program import Eqn, Init, Value
 from tfc.ir.types import Dim, DType, TensorType
+from tfc.record import record
 from tfc.source import Span
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Poisoned(Exception):
     """Something that was complained about already is used again: stop, but say nothing twice."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(frozen=True, slots=True, eq=False)
 class Tensor:
     """A value of the program being built, in the builder that owns it, with the fields its tokens carry.
 

@@ -11,6 +11,7 @@ from itertools import islice, pairwise
 from tfc.diagnostics import Diagnostic, Edit, Note
 from tfc.grammar.syntax.letters import called, plain
 from tfc.grammar.syntax.words import short
+from tfc.record import record
 from tfc.source import Source, Span
 
 __all__ = ["IN_BODIES", "MAX_BYTES", "MAX_DEPTH", "MAX_FAULTS", "Scan", "Token", "check_characters", "scan"]
@@ -50,7 +51,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Token:
     """kind: a group name of the pattern above, without blanks and comments; first: whether it begins its line."""
 

@@ -1,8 +1,10 @@
 """Layers written out, rolled and written out again: values, gradients, maps, and the time that depth takes."""
 
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,8 @@ from tfc.passes.dead_code import DeadCode
 from tfc.passes.roll import Roll
 from tfc.passes.unroll import Unroll
 from tfc.testing.programs import LENGTHS, programs
+
+ROOT = Path(__file__).parents[2]
 
 HEAD = """tfm 1
 attention far { heads = 2   mask = causal   position = rope(100) }
@@ -177,10 +181,6 @@ def test_unrolled_equals_the_text():
         close(x, found[0])
 
 
-LIMIT = 1.8
-"""Most that 128 layers may cost, by what four cost: measured 1.4 to 1.6; 0.1 s are the equations, 0.05 s drawing."""
-
-
 def listed(layers: int) -> str:
     """The same layers as a list of their halves."""
     items = ", ".join(["far", "feed"] * layers)
@@ -188,32 +188,64 @@ def listed(layers: int) -> str:
     return f"{HEAD}  {loop}\n  return linear@head(rms@last(x), 11)\n}}\n"
 
 
+LIMIT = {"lines": 1.6, "list": 1.5}
+"""Most that 128 layers may cost, by what four cost; measured 1.35 to 1.4 and 1.25 to 1.3 where nothing else runs."""
+
+TIMED = """
+import sys, time
+import jax, numpy as np, tfc
+from itertools import pairwise
+from tests.passes.test_roll import loops
+
+tokens = np.zeros((2, 4), np.int32)
+
+def seconds(text, layers):
+    marks = [time.process_time()]
+    model = tfc.compile(text, target="cpu")
+    marks.append(time.process_time())
+    params = model.init(jax.random.key(0))
+    marks.append(time.process_time())
+    packed = model.pack(params)
+    marks.append(time.process_time())
+    jax.block_until_ready(model(packed, tokens))
+    marks.append(time.process_time())
+    assert [op.count for op in loops(model.program)] == [layers]
+    return [b - a for a, b in pairwise(marks)]
+
+texts = {int(n): open(path).read() for n, path in zip(sys.argv[1::2], sys.argv[2::2])}
+for n, text in texts.items():
+    seconds(text, n)  # what is compiled and cached once
+best = {n: [9.0] * 4 for n in texts}
+for turn in range(6):
+    for n, text in texts.items():
+        best[n] = list(map(min, best[n], seconds(text, n)))
+for n in texts:
+    print(*best[n])
+"""
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("spec", [lambda n: written(n, "far"), listed], ids=["lines", "list"])
-def test_depth_costs_little(spec: Callable[[int], str]):
+def test_depth_costs_little(spec: Callable[[int], str], request: pytest.FixtureRequest, tmp_path: Path):
     """128 layers: the first call, most of which is XLA's compiler, takes as long as for four. Everything until it is
-    over takes at most LIMIT times as long, in processor time, the best of several."""
-    tokens = np.zeros((2, 4), np.int32)
-
-    def seconds(layers: int) -> tuple[float, float, float, float]:
-        marks = [time.process_time()]
-        model = tfc.compile(spec(layers), target="cpu")
-        marks.append(time.process_time())
-        params = model.init(jax.random.key(0))
-        marks.append(time.process_time())
-        packed = model.pack(params)
-        marks.append(time.process_time())
-        jax.block_until_ready(model(packed, tokens))
-        marks.append(time.process_time())
-        assert [op.count for op in loops(model.program)] == [layers]
-        text, drawn, packing, call = (b - a for a, b in pairwise(marks))
-        return text, drawn, packing, call
-
-    seconds(4)  # what is compiled and cached once
-    seconds(128)
-    few, many = (np.min([seconds(n) for _ in range(5)], axis=0) for n in (4, 128))
-    assert many[3] < 1.3 * few[3] + 0.1, (few, many)
-    assert sum(many) < LIMIT * sum(few), (few, many)
+    over takes at most LIMIT times as long, in processor time: the best of several, in a process of its own, with XLA's
+    optimizations; the best of at most three such processes, as a loaded machine makes processor time longer, too."""
+    limit = LIMIT[request.node.callspec.id]
+    given = []
+    for n in (4, 128):
+        (tmp_path / f"{n}.tfm").write_text(spec(n))
+        given += [str(n), str(tmp_path / f"{n}.tfm")]
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    seen = []
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-c", TIMED, *given], env=env, cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        few, many = ([float(t) for t in line.split()] for line in run.stdout.splitlines())
+        seen.append((few, many))
+        if many[3] < 1.3 * few[3] and sum(many) < limit * sum(few):
+            return
+    raise AssertionError(seen)
 
 
 @pytest.mark.parametrize("count", [2, 8, 9, 20])

@@ -7,9 +7,10 @@ in order: `Load` reads a slot's value of one token, `Read` reads a table by inte
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Literal
+
+from tfc.record import record
 
 __all__ = [
     "INFIX",
@@ -56,7 +57,7 @@ class Kind(Enum):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Expr:
     """A node. Equality is structural; nodes hold no spans."""
 
@@ -64,7 +65,7 @@ class Expr:
         return text(self)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Const(Expr):
     """A literal; its Python type is its kind (bool, int, float; `inf` and `-inf` are floats)."""
 
@@ -81,7 +82,7 @@ class Const(Expr):
         return text(self)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Var(Expr):
     """An implicit variable: `s` the score so far, `p` the softmax weight, `h` the query head, `row.count` and the
     other statistics of a row, `u` an activation's argument, `pos` and `c` of a position formula, or an index of an
@@ -91,7 +92,7 @@ class Var(Expr):
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Token(Expr):
     """The query or key token as a number: its position. By default query i of N has position
     i + (M - N) and key j of M has position j; an attention whose sequences carry a `pos` field has
@@ -100,7 +101,7 @@ class Token(Expr):
     side: Side
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Field(Expr):
     """`q.name` or `k.name` as written, `q.name[h, d]` with axes of its own. Lowering replaces every Field by a
     Load; no IR holds one."""
@@ -110,7 +111,7 @@ class Field(Expr):
     indices: tuple["Expr", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Load(Expr):
     """The value that slot `slot` holds for the token of `side`.
 
@@ -124,7 +125,7 @@ class Load(Expr):
     indices: tuple["Expr", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Read(Expr):
     """One element of the array in slot `slot`, by one integer index per axis: `slope[h]`, `table[f(k - q), h]`."""
 
@@ -133,7 +134,7 @@ class Read(Expr):
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reduce(Expr):
     """`fn[indices](body)`: sum, mean, max, min, any, all over whole axes.
 
@@ -146,7 +147,7 @@ class Reduce(Expr):
     body: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Apply(Expr):
     """A primitive of the closed table applied to as many arguments as it takes."""
 
@@ -154,7 +155,7 @@ class Apply(Expr):
     args: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Primitive:
     """A row of the closed table: name, number of arguments, what kinds it takes and gives.
 

@@ -26,6 +26,9 @@ class Op:
 
 def broadcast(types: Iterable[TensorType], what: str) -> tuple[Size, ...]:
     """The common shape by numpy's rule (aligned at the last axis, 1 stretches)."""
+    types = list(types)
+    if types and all(t.shape == types[0].shape for t in types):
+        return types[0].shape
     shape: list[Size] = []
     for t in types:
         if len(t.shape) > len(shape):
@@ -45,6 +48,8 @@ def promote(dtypes: Iterable[DType]) -> DType:
     """The wider of the element types; bf16 with f16 gives f32, an integer takes the other's float."""
     out = DType.BOOL
     for d in dtypes:
+        if d is out:
+            continue
         if {d, out} == {DType.BF16, DType.F16}:
             out = DType.F32
         elif _WIDTH[d] > _WIDTH[out]:

@@ -5,7 +5,9 @@ Axes count from the end (-1 is the last), so that a map means the same for a par
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+
+from tfc.record import record
 
 __all__ = [
     "IDENTITY",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Expr:
     """An array computed from parameters."""
 
@@ -39,14 +41,14 @@ class Expr:
         return text(self)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Source(Expr):
     """The parameter of that path."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Concat(Expr):
     """Parts side by side along an axis."""
 
@@ -54,7 +56,7 @@ class Concat(Expr):
     axis: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Part(Expr):
     """Elements start..start+size-1 along an axis: what `Concat` put together, taken apart."""
 
@@ -64,7 +66,7 @@ class Part(Expr):
     axis: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Stack(Expr):
     """Parts one upon another along a new axis, which is `axis` of the result."""
 
@@ -72,7 +74,7 @@ class Stack(Expr):
     axis: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Turn(Expr):
     """Element `index` along an axis, which goes: what `Stack` put together, taken apart."""
 
@@ -81,7 +83,7 @@ class Turn(Expr):
     axis: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ScaleRows(Expr):
     """weight [..., K, O] with row k multiplied by scale [..., K]."""
 
@@ -89,7 +91,7 @@ class ScaleRows(Expr):
     scale: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class UnscaleRows(Expr):
     """weight [..., K, O] with row k divided by scale [..., K]: undoes ScaleRows to rounding, if no scale is 0."""
 
@@ -97,7 +99,7 @@ class UnscaleRows(Expr):
     scale: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MatVec(Expr):
     """vector [..., K] times weight [..., K, O] -> [..., O], summed in float32."""
 
@@ -105,19 +107,19 @@ class MatVec(Expr):
     weight: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Add(Expr):
     left: Expr
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Sub(Expr):
     left: Expr
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Call(Expr):
     """Result number `result` of a procedure of the table `tfc.params.fit.FITS`, given arrays and settings.
 
@@ -184,6 +186,8 @@ def sources(expr: Expr) -> frozenset[str]:
 
 def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     """The expression with each parameter that `values` has replaced by its expression there."""
+    if not values:
+        return expr
     match expr:
         case Source(path):
             return values.get(path, expr)
@@ -202,7 +206,7 @@ def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     raise TypeError(f"{type(expr).__name__} is no expression over parameters")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NonZero:
     """A condition on values: no element of the parameter `path` is 0. Where it fails, the pass that asks for it
     at `site` is held back for these parameters (`model.pack` checks; a traced call cannot)."""
@@ -211,7 +215,7 @@ class NonZero:
     site: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ParamMap:
     """forward: every path that changes, is new, or must be kept for the way back -> its expression over the old.
     backward: every old path that forward consumed or changed -> its expression over the new.

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tfc.ir.types import DType, Size, TensorType, bind
+from tfc.record import record
 from tfc.source import Span
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Eqn", "Init", "Input", "Param", "Precision", "Program", "Stored", "Value"]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Value:
     """One value of a program. Its name is unique within its program (a body is a program of its own)."""
 
@@ -28,7 +30,7 @@ class Value:
         return f"%{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Eqn:
     """`outs = op(args)`. The span is where the user wrote it; equality ignores it."""
 
@@ -67,7 +69,7 @@ class Init:
         return f"{self.kind}({self.value:g})" if self.kind in ("normal", "constant", "orthogonal") else self.kind
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Param:
     """An array owned by a program (or by every turn of a `repeat` body).
 
@@ -87,8 +89,12 @@ class Param:
     fit: "Fit | None" = None
     repeats: tuple[tuple[str, int], ...] = ()
 
+    def named(self, value: Value) -> "Param":
+        """The parameter with another value to read it by."""
+        return Param(self.path, value, self.init, self.trained, self.format, self.fit, self.repeats)
 
-@dataclass(frozen=True, slots=True)
+
+@record(frozen=True, slots=True)
 class Stored:
     """A parameter as it is kept: one leading axis for each enclosing `repeat`, outermost first.
 
@@ -104,7 +110,7 @@ class Stored:
     fit: "Fit | None" = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Input:
     """A declared input of the model. `default` is the length it takes (for every element) when not given."""
 
@@ -121,7 +127,7 @@ class Precision:
     reduce: DType = DType.F32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     """Inputs, parameters, equations in order, results. Structural equality; spans do not count.
 
@@ -142,12 +148,15 @@ class Program:
     def bodies(self) -> Iterator[tuple[Eqn, "Program"]]:
         """The bodies of this program's own repeats, not of theirs."""
         for eqn in self.eqns:
-            body = getattr(eqn.op, "body", None)
-            if isinstance(body, Program):
-                yield eqn, body
+            if hasattr(eqn.op, "body"):
+                yield eqn, eqn.op.body
 
     def stored(self) -> tuple[Stored, ...]:
         """Every parameter of the program and of its bodies as it is kept, in text order."""
+        return self._stored
+
+    @cached_property
+    def _stored(self) -> tuple[Stored, ...]:  # each pass asks, and most change none
         own = [Stored(p.path, p.value.type, p.init, p.trained, p.repeats, p.format, p.fit) for p in self.params]
         for eqn, body in self.bodies():
             count: int = eqn.op.count  # type: ignore[attr-defined]  # Repeat and Route have bodies

@@ -1,11 +1,11 @@
 """Types of values: data types, symbolic sizes, tensor types."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from tfc.formula.expr import Kind
 from tfc.ir.sizes import Dim, Quotient, Size, bind, product
+from tfc.record import record
 
 __all__ = ["DType", "Dim", "IRError", "Quotient", "Size", "TensorType", "bind", "product"]
 
@@ -41,7 +41,7 @@ class DType(Enum):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TensorType:
     """`f32[B, T, 384]`: sizes outermost first, and the element type."""
 
@@ -72,7 +72,7 @@ class TensorType:
     @property
     def ints(self) -> tuple[int, ...]:
         """The shape as numbers. Raises IRError where a length is still symbolic."""
-        out = tuple(n for n in self.shape if isinstance(n, int))
+        out = tuple([n for n in self.shape if isinstance(n, int)])
         if len(out) != len(self.shape):
             raise IRError(f"{self} still has symbolic lengths")
         return out

@@ -78,16 +78,20 @@ ARITY = {
 """Operation -> fewest and most operands; an elementwise operation takes as many as its primitive."""
 
 
+Made = tuple[list[TensorType], list[TensorType]]
+"""The types of operands and of results."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What has been checked, by identity: operations, parameters; what operations make of types; and types, by the
-    lengths known then.
+    """What has been checked, by identity: operations, parameters; and, by the lengths known then, types and what
+    operations make of them.
 
     Most of a program stays as it is from pass to pass, and equal layers have the same operations and types.
     """
 
     parts: dict[int, Op | Param] = field(default_factory=dict)
-    made: dict[tuple[int, ...], tuple[TensorType, ...]] = field(default_factory=dict)
+    made: dict[frozenset[str], dict[int, list[Made]]] = field(default_factory=dict)
     types: dict[frozenset[str], dict[int, TensorType]] = field(default_factory=dict)
 
 
@@ -110,14 +114,14 @@ class Lengths:
 
     names: frozenset[str]
     parts: dict[int, Op | Param]
-    made: dict[tuple[int, ...], tuple[TensorType, ...]]
+    made: dict[int, list[Made]]
     types: dict[int, TensorType]
 
     @staticmethod
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.parts, known.made, known.types.setdefault(names, {}))
+        return Lengths(names, known.parts, known.made.setdefault(names, {}), known.types.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
         if id(value.type) in self.types:
@@ -136,13 +140,15 @@ def _program(program: Program, lengths: Lengths) -> None:
         raise IRError(f"`{program.name}` is no name for a program")
     known: dict[str, Value] = {}
 
-    def bound(value: Value) -> None:
-        if value.name in known:
+    def bound(value: Value, checked: bool = False) -> None:
+        name = value.name
+        if name in known:
             raise IRError(f"{value} is bound twice in {program.name}")
-        if PATH.match(value.name) is None:
-            raise IRError(f"`{value.name}` is no name for a value")
-        lengths.check(value)
-        known[value.name] = value
+        if PATH.match(name) is None:
+            raise IRError(f"`{name}` is no name for a value")
+        if not checked:
+            lengths.check(value)
+        known[name] = value
 
     for declared in program.inputs:
         bound(declared.value)
@@ -161,9 +167,9 @@ def _program(program: Program, lengths: Lengths) -> None:
             for arg in eqn.args:
                 if known.get(arg.name) is not arg:
                     _use(arg, known)
-            _eqn(eqn, lengths)
+            again = _eqn(eqn, lengths)
             for out in eqn.outs:
-                bound(out)
+                bound(out, checked=again)
         except IRError as e:
             raise IRError(f"{e}\n{_around(program, at)}") from None
     if not (program.results or program.reports):
@@ -209,9 +215,9 @@ def _param(param: Param) -> None:
         raise IRError(f"{what}: `{param.init.kind}` is no way to start")
     if not (not param.trained or param.value.type.dtype.floating):
         raise IRError(f"{what}: {param.value.type} cannot be trained")
-    turns = tuple(count for _, count in param.repeats)
-    own = param.value.type.ints[len(turns) :]
-    if param.value.type.ints[: len(turns)] != turns or len(turns) > param.value.type.rank:
+    turns, shape = tuple([count for _, count in param.repeats]), param.value.type.ints
+    own = shape[len(turns) :]
+    if shape[: len(turns)] != turns or len(turns) > len(shape):
         raise IRError(f"{what}: {param.value.type} does not begin with its turns {list(turns)}")
     if param.init.kind == "table":
         given, asked = len(param.init.table), prod(own)
@@ -270,12 +276,14 @@ def _settings(what: str, given: tuple[tuple[str, Setting], ...], asked: Mapping[
             raise IRError(f"{what}: {name} is not a number")
 
 
-def _eqn(eqn: Eqn, lengths: Lengths) -> None:
+def _eqn(eqn: Eqn, lengths: Lengths) -> bool:
+    """Whether the same operation is known to make these types of these; then there is nothing more to check."""
     op = eqn.op
-    types, given = tuple([a.type for a in eqn.args]), tuple([out.type for out in eqn.outs])
-    made = (id(op), len(types), *map(id, types), *map(id, given))
-    if made in lengths.made:  # so is the operation, and it is kept, as the types are
-        return
+    types, given = [a.type for a in eqn.args], [out.type for out in eqn.outs]
+    known = lengths.made.get(id(op), [])  # the operation is kept in `parts`
+    for taken, made in known:
+        if taken == types and made == given:
+            return True
     if id(op) not in lengths.parts:
         _op(op, lengths)
         if not isinstance(op, Repeat | Route):  # bodies follow the lengths around them
@@ -288,10 +296,11 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> None:
         inferred = op.infer(*types)
     except (FormulaError, ValueError) as e:  # ValueError: an operand with too few axes to take apart
         raise IRError(f"{word(op)} of {', '.join(map(str, types))}: {e}") from None
-    if inferred != given:
+    if [*inferred] != given:
         raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
-    if not isinstance(op, Repeat | Route):
-        lengths.made[made] = (*types, *given)
+    if not isinstance(op, Repeat | Route) and len(known) < 8:
+        lengths.made.setdefault(id(op), known).append((types, given))
+    return False
 
 
 def _op(op: Op, lengths: Lengths) -> None:

@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfc.ir.program import Init, Stored
+from tfc.ir.types import TensorType
 from tfc.params.tree import DTYPES
 
 __all__ = ["initial", "start"]
@@ -26,17 +26,17 @@ def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
 
 
 def _started(param: Stored, key: Array) -> Array:
-    code = zlib.crc32(param.path.encode())
     if param.init.kind == "table":
         return start(param, key)
     if param.init.kind in ("zeros", "ones", "constant"):
         return _filling(param.type.ints, DTYPES[param.type.dtype], param.init)()
-    return _drawing(replace(param, path=param.init.kind))(key, np.uint32(code))
+    return _drawing(param.type, param.init, param.repeats)(key, np.uint32(zlib.crc32(param.path.encode())))
 
 
 @lru_cache(maxsize=1024)
-def _drawing(param: Stored) -> Callable[[Array, Any], Array]:
+def _drawing(type: TensorType, init: Init, repeats: tuple[tuple[str, int], ...]) -> Callable[[Array, Any], Array]:
     """(key, code of the path) -> the parameter, compiled once for all layers."""
+    param = Stored(init.kind, type, init, True, repeats)
     return jax.jit(lambda key, code: start(param, jax.random.fold_in(key, code)))
 
 

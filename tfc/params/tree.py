@@ -1,6 +1,7 @@
 """Nested parameters <-> a flat mapping from dotted paths to arrays; complaints where they are not what is stored."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from tfc.diagnostics import Diagnostic, TfcError, closest
@@ -31,7 +32,14 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
         if path in flat:
             faults.append(_clash(path, "is given twice"))
         flat[path] = leaf
-    faults += [_clash(path, "lies inside another") for path in flat if any(above in flat for above in _above(path))]
+    above: set[str] = set()
+    for path in flat:
+        place = path.rpartition(".")[0]
+        while place and place not in above:  # those above it are there, too
+            above.add(place)
+            place = place.rpartition(".")[0]
+    if not above.isdisjoint(flat):
+        faults += [_clash(path, "lies inside another") for path in flat if any(up in flat for up in _above(path))]
     if faults:
         raise TfcError(*faults)
     return flat
@@ -95,7 +103,7 @@ def _unknown(path: str, wanted: Iterable[str]) -> Diagnostic:
 
 
 def _unlike(param: Stored, leaf: Any) -> Iterator[Diagnostic]:
-    shape, dtype = tuple(leaf.shape), str(leaf.dtype)
+    shape, dtype = tuple(leaf.shape), _name(leaf.dtype)
     if shape != param.type.ints:
         turned = shape[:-2] + shape[:-3:-1]
         hint = "swap its last two axes" if len(shape) > 1 and turned == param.type.ints else _stacking(param)
@@ -108,6 +116,11 @@ def _unlike(param: Stored, leaf: Any) -> Iterator[Diagnostic]:
             f"the parameter `{param.path}` is {dtype}, not {DTYPES[param.type.dtype]}",
             help=f"convert it: `.astype('{DTYPES[param.type.dtype]}')`",
         )
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return str(dtype)
 
 
 def _stacking(param: Stored) -> str:
