@@ -77,8 +77,8 @@ def lower(
     """
     session = Session(sets=sets or {}, inline=calls.inline, apply=calls.apply, calls=Calls(), seen=seen)
     with _deep_enough():
-        work = _Lowering(session, module, folder)
         try:
+            work = _Lowering(session, module, folder)
             lowered = work.run(model)
             if seen is None:
                 work.close()

@@ -148,8 +148,9 @@ class Program:
     def bodies(self) -> Iterator[tuple[Eqn, "Program"]]:
         """The bodies of this program's own repeats, not of theirs."""
         for eqn in self.eqns:
-            if hasattr(eqn.op, "body"):
-                yield eqn, eqn.op.body
+            body: Program | None = getattr(eqn.op, "body", None)
+            if body is not None:
+                yield eqn, body
 
     def stored(self) -> tuple[Stored, ...]:
         """Every parameter of the program and of its bodies as it is kept, in text order."""
