@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> tuple[Recurrence, Any]:
 
 
 @given(case=cases())
-@settings(max_examples=12)
+@settings(max_examples=settings().max_examples // 6)  # each compiles both forms and their gradients
 def test_chunks_are_steps(case: tuple[Recurrence, Any]):
     """Values, and gradients for drawn cotangents of both results, in float64; segment ids have none."""
     op, make = case
@@ -253,7 +253,7 @@ def parts(op: Recurrence, operands: list[Any], start: int, stop: int) -> list[An
 
 @pytest.mark.parametrize("form", [chunked, stepped])
 @given(case=continued())
-@settings(max_examples=8)
+@settings(max_examples=settings().max_examples // 8)
 def test_what_one_call_leaves_the_next_goes_on_from(form: Any, case: tuple[Recurrence, int, int, int]):
     """Two calls, the second with the first one's state, are one call, in outputs and state, to float64's rounding."""
     op, first, more, seed = case

@@ -16,7 +16,7 @@ from tfc.source import Source
 GROUPS = {
     "binding", "body", "conjunction", "dim", "dims", "disjunction", "exponent", "index", "inputs", "name", "name_pair",
     "negation", "argument", "group", "parameter", "postfix", "range", "repeat_setting", "setting", "settings", "sign",
-    "sum", "term",
+    "sum", "term", "declaration", "expr", "primary", "value",
 }  # fmt: skip
 """Rules that only stand within others, or that need no explanation."""
 

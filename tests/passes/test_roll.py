@@ -52,7 +52,7 @@ def loops(program: Program) -> list[Repeat]:
     return [e.op for e in program.eqns if isinstance(e.op, Repeat)]
 
 
-@settings(max_examples=settings().max_examples // 10)  # each runs three programs
+@settings(max_examples=settings().max_examples // 13)  # each runs three programs
 @given(program=programs(depth=1).filter(lambda p: any(isinstance(e.op, Repeat) for e in p.eqns)), seed=SEEDS)
 def test_there_and_back(program: Program, seed: int):
     """Drawn loops written out, and what is written out rolled: each gives the same values, and leads back to the same

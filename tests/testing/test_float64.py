@@ -45,7 +45,7 @@ def reference(op: Attention, arrays: Sequence[Array], dout: Array, dlse: Array) 
     return out, lse, dict(zip(floating, pulled, strict=True))
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings().max_examples // 4)
 @given(case=attention_cases(of=SMALL, flavours=("normal", "documents", "blind", "large")))
 def test_two_definitions_agree(case: Case):
     """Written apart, in numpy and in jnp: results and the gradients of every operand, slots included."""

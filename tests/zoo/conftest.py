@@ -1,4 +1,4 @@
-"""Which of the zoo's properties are asked by default: a quarter of them, as each compiles models of its own."""
+"""Which of the zoo's properties are asked by default: a sixth of them, as each compiles models of its own."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ CHOOSES = ("test_zoo.py", "test_decode.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every fourth test of a file stays; the others take --slow, as `.ci/run zoo` gives it."""
+    """Every sixth test of a file stays; the others take --slow, as `.ci/run zoo` gives it."""
     seen: dict[Path, int] = {}
     for item in items:
         if item.path.parent == HERE and item.path.name not in CHOOSES:
             number = seen.setdefault(item.path, 0)
             seen[item.path] += 1
-            if number % 4:
+            if number % 6:
                 item.add_marker(pytest.mark.slow)

@@ -24,11 +24,11 @@ ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 SPECS = sorted(ZOO.rglob("*.tfm"))
 NAMES = [str(p.relative_to(ZOO)) for p in SPECS]
 spec = pytest.mark.parametrize("path", SPECS, ids=NAMES)
-# evaluating a model three times takes seconds: every twelfth one by default, all of them with --slow
+# evaluating a model three times takes seconds: every twentieth one by default, all of them with --slow
 few = pytest.mark.parametrize(
     "path",
     [
-        pytest.param(p, id=n, marks=[pytest.mark.slow] if i % 12 else [])
+        pytest.param(p, id=n, marks=[pytest.mark.slow] if i % 20 else [])
         for i, (p, n) in enumerate(zip(SPECS, NAMES, strict=True))
     ],
 )

@@ -23,11 +23,11 @@ ZOO = ROOT / "examples" / "zoo"
 SPECS = sorted(ZOO.rglob("*.tfm"))
 NAMES = [str(p.relative_to(ZOO)) for p in SPECS]
 spec = pytest.mark.parametrize("path", SPECS, ids=NAMES)
-# compiling a model twice takes seconds: every tenth one by default, all of them with --slow
+# compiling a model twice takes seconds: every sixteenth one by default, all of them with --slow
 runs = pytest.mark.parametrize(
     "path",
     [
-        pytest.param(p, id=n, marks=[pytest.mark.slow] if i % 10 else [])
+        pytest.param(p, id=n, marks=[pytest.mark.slow] if i % 16 else [])
         for i, (p, n) in enumerate(zip(SPECS, NAMES, strict=True))
     ],
 )

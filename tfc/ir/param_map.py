@@ -186,8 +186,6 @@ def sources(expr: Expr) -> frozenset[str]:
 
 def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     """The expression with each parameter that `values` has replaced by its expression there."""
-    if not values:
-        return expr
     match expr:
         case Source(path):
             return values.get(path, expr)
@@ -242,7 +240,8 @@ class ParamMap:
         forward = {path: e for path, e in self.forward.items() if path not in later.removed}
         forward |= {path: substitute(e, self.forward) for path, e in later.forward.items()}
         backward = {path: e for path, e in later.backward.items() if path not in made}
-        backward |= {path: substitute(e, later.backward) for path, e in self.backward.items()}
+        went = later.backward  # empty for most passes, and there may be a thousand parameters
+        backward |= {path: substitute(e, went) if went else e for path, e in self.backward.items()}
         return ParamMap(
             forward,
             backward,
