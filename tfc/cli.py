@@ -291,12 +291,20 @@ def run(
     "--against", metavar="NAME,NAME", help="Peers to measure in the same run; all of the suite's if left out."
 )
 @click.option("--only", default="", metavar="TEXT", help="Only cases whose name has this text.")
+@click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention`; each in turn if left out.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
 @click.option("--folder", default="benchmarks", metavar="DIR", help="Where results are kept.")
 @click.option("--no-save", is_flag=True, help="Print only.")
 @click.option("--render", is_flag=True, help="Measure nothing; rewrite the tables of the READMEs from the results.")
 def bench(
-    suite: str | None, against: str | None, only: str, samples: int, folder: str, no_save: bool, render: bool
+    suite: str | None,
+    against: str | None,
+    only: str,
+    direction: str | None,
+    samples: int,
+    folder: str,
+    no_save: bool,
+    render: bool,
 ) -> int:
     """Check and time a suite on the device here, its peers in the same run, and keep every sample.
 
@@ -314,7 +322,8 @@ def bench(
     if render:
         return command.render(Path(folder))
     peers = {"attention": "cudnn,tokamax,flex"}.get(suite or "", "") if against is None else against
-    return command.bench(suite or "", [p for p in peers.split(",") if p], only, samples, Path(folder), not no_save)
+    named = [p for p in peers.split(",") if p]
+    return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
 
 
 @cli.command(short_help="Make a trained model's weights fit another spec.")

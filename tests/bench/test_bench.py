@@ -1,21 +1,25 @@
 """The benchmark suite: floors counted right, wrong results refused, committed results fresh and shown as they are."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tfc.backends.kernel import Kernel, Target
-from tfc.bench import attention, results
-from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, and_all, window
-from tfc.bench.peers import Form, PeerRefusal
+from tfc.backends.xla.attention import KERNEL as XLA
+from tfc.bench import attention, results, timing
+from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, Direction, and_all, window
+from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
 from tfc.commands.bench import shown
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention
+from tfc.ir.program import Eqn
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*.jsonl"))
@@ -54,6 +58,58 @@ def test_the_check_before_timing_tells_right_from_wrong() -> None:
     assert attention.distance(SMALL, right, sets[0]) < 5e-3
     assert attention.distance(SMALL, wrong, sets[0]) > 1e-2
     assert attention.distance(SMALL, shifted, sets[0]) > 1e-2
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, 2])
+def test_the_check_of_gradients_tells_right_from_wrong(wrong: int | None) -> None:
+    """xla's are near float64's; with one of the three a hundredth too large they are not."""
+
+    def build(eqn: Eqn, target: Target) -> Callable[..., tuple[jax.Array, ...]]:
+        serve = XLA.build(eqn, target)
+
+        @jax.custom_vjp
+        def call(*operands: jax.Array) -> tuple[jax.Array, ...]:
+            return serve(*operands)
+
+        def forward(*operands: jax.Array) -> tuple[Any, Any]:
+            return jax.vjp(serve, *operands)
+
+        def backward(pull: Any, cotangents: Any) -> tuple[jax.Array, ...]:
+            return tuple(x * (1.02 if i == wrong else 1) for i, x in enumerate(pull(cotangents)))
+
+        call.defvjp(forward, backward)
+        return call
+
+    cpu = Target(name="cpu", platform="cpu")
+    case = replace(SMALL, batch=1, length=512, heads=4, kv_heads=2)
+    found = attention.gradient_distance(case, replace(XLA, build=build), cpu)
+    assert (found < attention.GRADIENTS) == (wrong is None), found
+
+
+def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and a peer's: distances of results and of gradients, and a floor that counts both."""
+    case = replace(SMALL, length=512)
+    monkeypatch.setattr(attention, "ATTENTION", (case,))
+    monkeypatch.setattr(attention, "ROTATED", 1.0)
+    monkeypatch.setattr(timing, "CALLS", 1)
+    monkeypatch.setitem(attention.PEERS, "jax", Peer("jax", _jax, ("jax",)))
+    cpu = Target(name="cpu", platform="cpu", matmul_flops=1e9, bandwidth=1e12)
+    forward, both = attention.run(XLA, cpu, ["jax"], samples=1)
+    assert (forward.direction, both.direction) == ("forward", "both")
+    for outcome in (forward, both):
+        (row,) = outcome.rows
+        assert row.direction == outcome.direction and row.ours_ms > 0 and set(row.errors) == {"xla", "jax"}
+        assert max(row.errors.values()) < attention.GRADIENTS
+    assert both.rows[0].floor_ms == pytest.approx(3.5 * forward.rows[0].floor_ms)
+    (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], samples=1, directions=["both"])
+    assert not outcome.rows and outcome.refusals == {"xla": "has no gradient of its own"}
+
+
+def _jax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+    def call(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, scale=case.scale, is_causal=True)
+
+    return prepared(call, sets, direction)
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

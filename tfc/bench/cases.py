@@ -1,15 +1,20 @@
-"""Attention cases of the benchmark suites: shapes, formulas, the floor that the hardware sets."""
+"""Attention cases of the benchmark suites: shapes, formulas, directions, the floor that the hardware sets."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Token, Var, apply, conjuncts
 from tfc.ir.ops import Attention, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-__all__ = ["ATTENTION", "AttentionCase", "and_all"]
+__all__ = ["ATTENTION", "DIRECTIONS", "AttentionCase", "Direction", "and_all"]
+
+Direction = Literal["forward", "both"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "both")
+"""`both`: the result, and the gradients of q, k and v for a cotangent of the result."""
 
 Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
 CAUSAL = apply("le", K, Q)
@@ -32,7 +37,7 @@ def softcap(cap: float) -> Expr:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCase:
-    """One forward attention.
+    """One attention, forward or with its gradients.
 
     batch x length x heads x head_dim in bf16; `visible` is the exact share of (query, key) pairs that the mask
     leaves, the base of the floor; captured: the shapes of the formulas' slots, filled by `operands.py`.
@@ -80,9 +85,15 @@ class AttentionCase:
         tokens = self.batch * self.length * self.head_dim * 2
         return tokens * (2 * self.heads + 2 * self.kv_heads)
 
-    def floor_ms(self, flops_rate: float, bandwidth: float) -> float:
-        """The larger of FLOPs over the matrix rate and bytes over the bandwidth, in milliseconds."""
-        return 1e3 * max(self.flops / flops_rate, self.bytes / bandwidth)
+    def floor_ms(self, flops_rate: float, bandwidth: float, direction: Direction = "forward") -> float:
+        """The larger of FLOPs over the matrix rate and bytes over the bandwidth, in milliseconds.
+
+        Backward: five products where forward has two (the weights are computed again), and each of q, k, v, the result
+        and its cotangent read once, each of the three gradients written once.
+        """
+        backward = direction == "both"
+        flops = self.flops * (3.5 if backward else 1)
+        return 1e3 * max(flops / flops_rate, self.bytes * (3 if backward else 1) / bandwidth)
 
     def eqn(self) -> Eqn:
         """The case as an equation of the IR, with static types."""
@@ -123,6 +134,8 @@ _SEGMENTS = apply("eq", Load(0, "q", Kind.INT), Load(1, "k", Kind.INT))
 _DISTANCE = apply("abs", apply("sub", Q, K))
 _ALIBI = apply("sub", S, apply("mul", Read(0, (H,), Kind.REAL), _DISTANCE))
 
+_SHOWN = ((4096, 64, True), (4096, 256, True))
+
 ATTENTION: tuple[AttentionCase, ...] = (
     _plain(4096, 128, True),
     _plain(16384, 128, True),
@@ -133,5 +146,14 @@ ATTENTION: tuple[AttentionCase, ...] = (
     _formula("documents1024", and_all(CAUSAL, _SEGMENTS), captured=("segments 1024 q", "segments 1024 k")),
     _formula("softcap20", CAUSAL, score=softcap(20.0)),
     _formula("alibi", CAUSAL, score=_ALIBI, captured=("slopes",)),
+    _formula("causal", CAUSAL),
+    _plain(4096, 256, True),
+    *(
+        _plain(length, head_dim, causal)
+        for head_dim in (64, 128, 256)
+        for length in (1024, 4096, 16384)
+        for causal in (True, False)
+        if (length, head_dim) not in ((4096, 128), (16384, 128)) and (length, head_dim, causal) not in _SHOWN
+    ),
 )
-"""The suite `attention`, forward: the bars' cases first, then other formulas on top of causal."""
+"""The suite `attention`: what is looked at first, then the other lengths and head sizes."""

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tfc.bench.cases import CAUSAL, AttentionCase
+from tfc.bench.cases import CAUSAL, AttentionCase, Direction
 from tfc.bench.timing import JaxRunner, Runner, TorchRunner
 from tfc.formula.expr import Apply, Const, Load, Read, conjuncts
 from tfc.ir.ops import S
 
-__all__ = ["PEERS", "Form", "Peer", "PeerRefusal"]
+__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared"]
 
 Operands = tuple[jax.Array, ...]
-Prepared = tuple[Runner, Callable[[], jax.Array]]
+Prepared = tuple[Runner, Callable[[], tuple[jax.Array, ...]]]
 
 
 class PeerRefusal(Exception):
@@ -65,24 +65,38 @@ class Form:
 
 @dataclass(frozen=True)
 class Peer:
-    """`prepare(case, sets)` gives a runner and a function that returns [B, N, H, D] for the check, or raises
-    PeerRefusal."""
+    """`prepare(case, sets, direction)` gives a runner and a function that returns, for the check, the result
+    [B, N, H, D] and, where the direction is `both`, the gradients of q, k and v; or raises PeerRefusal. Then each
+    operand set ends in the cotangent of the result."""
 
     name: str
-    prepare: Callable[[AttentionCase, Sequence[Operands]], Prepared]
+    prepare: Callable[[AttentionCase, Sequence[Operands], Direction], Prepared]
     packages: tuple[str, ...]
 
     def versions(self) -> dict[str, str]:
         return {p: metadata.version(p) for p in self.packages}
 
 
-def _jax_peer(function: Callable[..., jax.Array], sets: Sequence[Operands]) -> Prepared:
-    return JaxRunner(function, sets), lambda: jax.jit(function)(*sets[0])
+def prepared(function: Callable[..., jax.Array], sets: Sequence[Operands], direction: Direction) -> Prepared:
+    """A JAX function of q, k, v and more, as `Peer.prepare` gives it."""
+
+    def forward(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return (function(*operands),)
+
+    def both(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        q, k, v, *rest, cotangent = operands
+        out, pull = jax.vjp(lambda q, k, v: function(q, k, v, *rest), q, k, v)
+        return (out, *pull(cotangent))
+
+    asked = both if direction == "both" else forward
+    return JaxRunner(asked, sets), lambda: jax.jit(asked)(*sets[0])
 
 
-def _with_arrays(case: AttentionCase, form: Form, sets: Sequence[Operands]) -> tuple[list[Operands], int, int]:
+def _with_arrays(
+    case: AttentionCase, form: Form, sets: Sequence[Operands], direction: Direction
+) -> tuple[list[Operands], int, int]:
     """Operand sets (q, k, v, then a mask [B, 1, N, M] of documents and a bias [1, H, N, M] of ALiBi where the case
-    has them), and how many of each there are."""
+    has them, then the cotangent where the direction asks for one), and how many of each there are."""
     extra: list[jax.Array] = []
     if form.segments is not None:
         segments = sets[0][3 + form.segments]
@@ -91,7 +105,9 @@ def _with_arrays(case: AttentionCase, form: Form, sets: Sequence[Operands]) -> t
         at = jnp.arange(case.length)
         distance = jnp.abs(at[:, None] - at[None, :])
         extra.append((-sets[0][3 + form.slopes][None, :, None, None] * distance).astype(jnp.bfloat16))
-    return [(*s[:3], *extra) for s in sets], int(form.segments is not None), int(form.slopes is not None)
+    last = 1 if direction == "both" else 0
+    sets = [(*s[:3], *extra, *s[len(s) - last :]) for s in sets]
+    return list(sets), int(form.segments is not None), int(form.slopes is not None)
 
 
 def _reach(form: Form) -> tuple[int, int] | None:
@@ -99,11 +115,11 @@ def _reach(form: Form) -> tuple[int, int] | None:
     return None if form.window is None else (form.window - 1, 0 if form.causal else form.window - 1)
 
 
-def _cudnn(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
+def _cudnn(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
     form = Form.of(case)
     if form.softcap is not None:
         raise PeerRefusal("jax.nn.dot_product_attention has no softcap")
-    sets, masks, biases = _with_arrays(case, form, sets)
+    sets, masks, biases = _with_arrays(case, form, sets, direction)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(
@@ -111,10 +127,10 @@ def _cudnn(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
             is_causal=form.causal, local_window_size=_reach(form), implementation="cudnn",
         )  # fmt: skip
 
-    return _jax_peer(call, sets)
+    return prepared(call, sets, direction)
 
 
-def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
+def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
     for name in ("xprof", "xprof.cli", "xprof.cli.tools"):  # only its own timing needs the profiler's package
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
@@ -124,7 +140,7 @@ def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     except ImportError as error:
         raise PeerRefusal(f"tokamax does not import: {error}") from error
     form = Form.of(case)
-    sets, masks, biases = _with_arrays(case, form, sets)
+    sets, masks, biases = _with_arrays(case, form, sets, direction)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
         out: jax.Array = tokamax.dot_product_attention(
@@ -134,10 +150,10 @@ def _tokamax(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
         )  # fmt: skip
         return out
 
-    return _jax_peer(call, sets)
+    return prepared(call, sets, direction)
 
 
-def _flex(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
+def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
     try:
         import torch
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -147,7 +163,12 @@ def _flex(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     torch._dynamo.config.recompile_limit = 256  # past its default FlexAttention falls back, unfused, in silence
     torch._dynamo.reset()
     own = [tuple(torch.from_dlpack(x) for x in operands) for operands in sets]
-    heads_first = [tuple(x.transpose(1, 2).contiguous() for x in operands[:3]) for operands in own]
+    both = direction == "both"
+    taken = [[*operands[:3], *([operands[-1]] if both else [])] for operands in own]
+    heads_first = [tuple(x.transpose(1, 2).contiguous() for x in operands) for operands in taken]
+    for operands in heads_first if both else ():
+        for x in operands[:3]:
+            x.requires_grad_(True)
     rest = own[0][3:]
 
     def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -174,12 +195,13 @@ def _flex(case: AttentionCase, sets: Sequence[Operands]) -> Prepared:
     fused = torch.compile(flex_attention, dynamic=False)
     modified = scored if case.score != S else None
 
-    def call(q: Any, k: Any, v: Any) -> Any:
-        return fused(q, k, v, score_mod=modified, block_mask=block, scale=case.scale)
+    def call(q: Any, k: Any, v: Any, *cotangent: Any) -> tuple[Any, ...]:
+        out = fused(q, k, v, score_mod=modified, block_mask=block, scale=case.scale)
+        return (out, *(torch.autograd.grad(out, (q, k, v), *cotangent) if cotangent else ()))
 
-    def result() -> jax.Array:
-        out: jax.Array = jax.dlpack.from_dlpack(call(*heads_first[0]).transpose(1, 2).contiguous())
-        return out
+    def result() -> tuple[jax.Array, ...]:
+        made = (x.detach().transpose(1, 2).contiguous() for x in call(*heads_first[0]))
+        return tuple(jax.dlpack.from_dlpack(x) for x in made)
 
     return TorchRunner(call, heads_first), result
 

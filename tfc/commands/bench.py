@@ -13,13 +13,22 @@ __all__ = ["bench", "render", "shown"]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
 
-def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: Path, save: bool) -> int:
+def bench(
+    suite: str,
+    against: Sequence[str],
+    only: str,
+    samples: int,
+    folder: Path,
+    save: bool,
+    direction: str | None = None,
+) -> int:
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
-    result is wrong.
+    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each.
 
     Raises TfcError (E820) where the suite, a peer or the device is not what the suite needs.
     """
     from tfc.bench.attention import BenchError, run
+    from tfc.bench.cases import DIRECTIONS
     from tfc.bench.peers import PEERS
     from tfc.targets import resolve
 
@@ -47,13 +56,14 @@ def bench(suite: str, against: Sequence[str], only: str, samples: int, folder: P
 
     rows: list[Row] = []
     try:
-        for outcome in run(KERNEL, target, against, only=only, samples=samples):
+        directions = [d for d in DIRECTIONS if direction in (None, d)]
+        for outcome in run(KERNEL, target, against, only=only, samples=samples, directions=directions):
             rows += outcome.rows
             for row in outcome.rows:
-                print(f"{row.case:24} ours {row.ours_ms:.3f} ms, {row.peer} {row.peer_ms:.3f} ms: {row.ratio:.2f}x,"
-                      f" floor {row.floor_ms:.3f} ms, error {row.errors}", flush=True)  # fmt: skip
+                print(f"{row.case:24} {row.direction:7} ours {row.ours_ms:.3f} ms, {row.peer} {row.peer_ms:.3f} ms:"
+                      f" {row.ratio:.2f}x, floor {row.floor_ms:.3f} ms, error {row.errors}", flush=True)  # fmt: skip
             for name, reason in outcome.refusals.items():
-                print(f"{outcome.case.name:24} {name} takes no part: {reason}", flush=True)
+                print(f"{outcome.case.name:24} {outcome.direction:7} {name} takes no part: {reason}", flush=True)
             if save and outcome.rows:
                 _kept(folder, outcome.rows[0].device.lower().replace(" ", "_"), outcome.rows)
     except BenchError as error:
