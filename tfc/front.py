@@ -74,13 +74,20 @@ def front(
 @contextmanager
 def _collecting_later() -> Iterator[None]:
     """Without Python's collector of cycles, which would run every few thousand equations, look through all that JAX
-    holds, and find nothing: half the time of a deep model. Where it was off, it stays off."""
+    holds, and find nothing: half the time of a deep model. Where it was off, it stays off.
+
+    Afterwards what was made counts as old, so that the collector does not begin by looking through it; not where
+    somebody froze objects, which this would thaw.
+    """
     on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if on:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -206,7 +206,7 @@ def call_like(component: Component, explicit: Explicit, place: Place, node: ast.
     if place.builder is not frame.builder or not _settled(component):
         return None
     above = () if session.root is None else session.root.params.values()
-    shared = {id(held.value) for held in (*above, *frame.builder.constants.values())}
+    shared = {held.value.name for held in (*above, *frame.builder.constants.values())}
     for value, _ in explicit.values():
         if isinstance(value, Tensor):
             if not _free(value, frame, shared):
@@ -216,9 +216,12 @@ def call_like(component: Component, explicit: Explicit, place: Place, node: ast.
     return CallLike(component, frame, node, explicit, Mark.of(frame))
 
 
-def _free(tensor: Tensor, frame: Frame, shared: set[int]) -> bool:
-    """Whether a block can come to this tensor, and its fields, by the call alone: not by a name of its file."""
-    if tensor.home is not frame.builder or tensor.factors is not None or id(tensor.value) in shared:
+def _free(tensor: Tensor, frame: Frame, shared: set[str]) -> bool:
+    """Whether a block can come to this tensor, and its fields, by the call alone: not by a name of its file.
+
+    shared: names of values that a block can come to otherwise; while a program is written no two values have one name.
+    """
+    if tensor.home is not frame.builder or tensor.factors is not None or tensor.value.name in shared:
         return False
     return tensor.value not in frame.builder.products and all(_free(f, frame, shared) for f in tensor.fields.values())
 

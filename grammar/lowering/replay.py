@@ -87,19 +87,24 @@ class Stretch:
             builder.params.append(Param(path, made, p.init, p.trained, p.format, p.fit, p.repeats))
             values[p.value.name] = made
         shared = {held.value.name for held in builder.constants.values()}
-        get = values.get
+        get, hints = values.get, self.hints
+        stood: Span | None = None
+        stands: Span | None = None
         for eqn in self.eqns:
             if isinstance(eqn.op, Constant) and eqn.out.name in shared:
                 continue
-            outs = tuple([builder.value(v.type, self.hints[v.name]) for v in eqn.outs])
-            for old, new in zip(eqn.outs, outs, strict=True):
-                values[old.name] = new
+            bound: list[Value] = []
+            for old in eqn.outs:
+                values[old.name] = new = builder.value(old.type, hints[old.name])
+                bound.append(new)
+            outs = tuple(bound)
             if builder.products and builder.products.issuperset(eqn.outs):
                 builder.products.update(outs)
-            at = eqn.span
-            if spans and at is not None:
-                at = spans.get(at, at)
-            builder.eqns.append(Eqn(outs, eqn.op, tuple([get(a.name, a) for a in eqn.args]), at))
+            if eqn.span is not stood:  # many in a row stand at one place
+                stood = stands = eqn.span
+                if stood is not None:
+                    stands = spans.get(stood, stood)
+            builder.eqns.append(Eqn(outs, eqn.op, tuple([get(a.name, a) for a in eqn.args]), stands))
         _fill(place, self.place, values, spans)
         for what, n in self.counts.items():
             session.counts[what] = session.counts.get(what, 0) + n
