@@ -20,8 +20,9 @@ from tfc.backends.pallas_gpu import by_keys, by_queries
 from tfc.backends.pallas_gpu.attention import KERNEL as FORWARD
 from tfc.backends.pallas_gpu.attention import operands, padded, up
 from tfc.backends.pallas_gpu.pairs import Config, Leaf, Plan, leaves_of
+from tfc.backends.pallas_gpu.streaming import ROWS
 from tfc.formula.derive import S, derivative
-from tfc.formula.expr import FormulaError, Load, Side
+from tfc.formula.expr import FormulaError, Load, Side, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 
@@ -29,22 +30,29 @@ __all__ = ["KERNEL", "build", "configs_for", "refuse"]
 
 Array = jax.Array
 
-Kernels = Mapping[Side, Callable[[Plan], Callable[..., tuple[Array, ...]]]]
-KERNELS: Kernels = {"q": by_queries.launch, "k": by_keys.launch}
+KERNELS: Mapping[Side, Callable[[Plan], Callable[..., tuple[Array, ...]]]] = {
+    "q": by_queries.launch,
+    "k": by_keys.launch,
+}
+"""By the side of their rows."""
+
 HEAD_DIMS = (32, 64, 128)
 
 
-def configs_for(head_dim: int, fields: bool = False) -> dict[str, Config]:
+def configs_for(head_dim: int, n: int, more: bool = False, keys: bool = False) -> dict[str, Config]:
     """Block sizes by the gradients that a kernel gives, from its registers: none of these was measured yet.
 
     A consumer over keys holds two sums of 64 x D and two tiles of scores: at 128 these are 192 of its 240 registers.
-    fields: gradients flow to fields of the keys, whose slopes do not fit beside them; then one kernel gives dk and one
-    dv, for an eighth product.
+    One over queries holds one sum, and at 64 leaves room for a third consumer, which with few queries only waits.
+    more: the kernel over queries sums gradients of captured arrays too, or reads fields of the keys, which do not fit
+    beside a third consumer. keys: the one over keys sums gradients of captured arrays too; at 128 they do not fit
+    beside both dk and dv, which then are a kernel each, for an eighth product.
     """
-    over_queries = Config(columns=64, stages=4, ahead=True)
-    if head_dim == 128 and fields:
-        return {"q": over_queries, "k": Config(columns=64, stages=3), "v": Config(columns=64, stages=4)}
-    return {"q": over_queries, "kv": Config(columns=64, stages=4)}
+    few = head_dim == 128 or more or n <= 2 * ROWS
+    over_queries = Config(consumers=2 if few else 3, columns=64, stages=4, ahead=True)
+    if keys and head_dim == 128:
+        return {"q": over_queries, "k": Config(stages=3), "v": Config(stages=4)}
+    return {"q": over_queries, "kv": Config(stages=4)}
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -62,8 +70,8 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         ]
     except FormulaError as error:
         return str(error)
-    if missing := unlowerable(*slopes):
-        return f"`{missing}` of a derivative has no form in Mosaic GPU"
+    if missing := unlowerable(op.score, op.mask, *slopes):
+        return f"`{missing}` has no form in Mosaic GPU"
     return None
 
 
@@ -100,7 +108,7 @@ def firsts(counts: Any, triples: Any) -> Any:
     return xp.concatenate([counts[..., None], triples[..., 0, :]], axis=-1)
 
 
-def call(plans: Sequence[Plan], kernels: Kernels = KERNELS) -> Callable[..., tuple[dict[str, Array], dict[int, Array]]]:
+def call(plans: Sequence[Plan]) -> Callable[..., tuple[dict[str, Array], dict[int, Array]]]:
     """The plans as a function of (q, k, v, out, lse, dout, dlse, visits, captured) that gives the gradients of q, k and
     v by these names, and those of the captured slots that have any, by slot, in float32.
 
@@ -113,7 +121,7 @@ def call(plans: Sequence[Plan], kernels: Kernels = KERNELS) -> Callable[..., tup
         )
         for side in ("q", "k")
     }
-    run = [kernels[plan.rows](plan) for plan in plans]
+    run = [KERNELS[plan.rows](plan) for plan in plans]
 
     def gradient(
         q: Array,
@@ -158,8 +166,9 @@ def plans_of(eqn: Eqn, target: Target) -> tuple[Plan, ...]:
     assert isinstance(op, Attention)
     (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
     leaves = leaves_of(op.score, _trained(eqn))
+    fields = any(isinstance(node, Load) and node.side == "k" for f in (op.score, op.mask) for node in walk(f))
     plans = []
-    for gives, config in configs_for(head_dim, bool(leaves["k"])).items():
+    for gives, config in configs_for(head_dim, n, fields or bool(leaves["q"]), bool(leaves["k"])).items():
         side: Side = "q" if gives == "q" else "k"
         plan = Plan(
             # interpreted warpgroups are threads that wait for one another: see the forward kernel

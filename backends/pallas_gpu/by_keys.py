@@ -78,9 +78,9 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
     """The memory warpgroup: fills each slot of the rings as soon as every consumer has left it."""
     stages, columns = plan.config.stages, plan.config.columns
 
-    def fill(i: Any, step: Any, start: Any, head: Any) -> Any:
+    def fill(tile: Any, step: Any, head: Any) -> Any:
         slot = lax.rem(step, stages)
-        part = pl.ds((start + i) * columns, columns)
+        part = pl.ds(tile * columns, columns)
 
         @pl.when(step >= stages)
         def _left() -> None:
@@ -95,7 +95,7 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     def over_range(head: Any, here: Any, step: Any) -> Any:
         start, end, _ = here
-        return lax.fori_loop(0, end - start, partial(fill, start=start, head=head), step)
+        return lax.fori_loop(start, end, partial(fill, head=head), step)
 
     steps = place.meetings.heads(place.head, place.group, over_range, jnp.int32(0))
 
@@ -133,18 +133,17 @@ class Consumer:
 
     def over_range(self, head: Any, here: Any, carry: Any) -> Any:
         start, end, full = here
-        visit = partial(self.visit, start=start, head=head)
-        whole = jnp.where(full == 0, 0, end - start)
-        carry = lax.fori_loop(0, whole, partial(visit, masked=False), carry)
-        return lax.fori_loop(whole, end - start, partial(visit, masked=True), carry)
+        middle = jnp.where(full == 0, start, end)
+        carry = lax.fori_loop(start, middle, partial(self.visit, head=head, masked=False), carry)
+        return lax.fori_loop(middle, end, partial(self.visit, head=head, masked=True), carry)
 
-    def visit(self, i: Any, carry: Any, start: Any, head: Any, masked: bool) -> Any:
+    def visit(self, tile: Any, carry: Any, head: Any, masked: bool) -> Any:
         """One tile of queries: its scores, and what they add to dk and dv."""
         plan, mem = self.plan, self.mem
         step, totals, sums = carry
         slot = lax.rem(step, plan.config.stages)
         plgpu.barrier_wait(mem.q_ready.at[slot])
-        p, ds, more = self.scores((start + i) * plan.config.columns, head, slot, masked)
+        p, ds, more = self.scores(tile * plan.config.columns, head, slot, masked)
         products = {}
         if "v" in totals:
             products["v"] = (totals["v"], p.astype(plan.dtype), mem.do_ring.at[slot])

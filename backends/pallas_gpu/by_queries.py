@@ -80,9 +80,9 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
     stages, columns = plan.config.stages, plan.config.columns
     kv_head = lax.div(place.head, plan.heads // plan.kv_heads)
 
-    def fill(i: Any, step: Any, start: Any) -> Any:
+    def fill(tile: Any, step: Any) -> Any:
         slot = lax.rem(step, stages)
-        keys = (place.batch, pl.ds((start + i) * columns, columns), kv_head)
+        keys = (place.batch, pl.ds(tile * columns, columns), kv_head)
 
         @pl.when(step >= stages)
         def _k_left() -> None:
@@ -99,7 +99,7 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     def over_range(here: Any, step: Any) -> Any:
         start, end, _ = here
-        return lax.fori_loop(0, end - start, partial(fill, start=start), step)
+        return lax.fori_loop(start, end, fill, step)
 
     steps = place.loop(over_range, jnp.int32(0))
 
@@ -137,17 +137,16 @@ class Consumer:
 
     def over_range(self, here: Any, carry: Any) -> Any:
         start, end, full = here
-        visit = partial(self.visit, start=start)
-        whole = jnp.where(full == 0, 0, end - start)
-        carry = lax.fori_loop(0, whole, partial(visit, masked=False), carry)
-        return lax.fori_loop(whole, end - start, partial(visit, masked=True), carry)
+        middle = jnp.where(full == 0, start, end)
+        carry = lax.fori_loop(start, middle, partial(self.visit, masked=False), carry)
+        return lax.fori_loop(middle, end, partial(self.visit, masked=True), carry)
 
-    def visit(self, i: Any, carry: Any, start: Any, masked: bool) -> Any:
+    def visit(self, tile: Any, carry: Any, masked: bool) -> Any:
         """One tile of keys: its scores, and what they add to dq."""
         plan, mem = self.plan, self.mem
         step, dq, sums = carry
         slot = lax.rem(step, plan.config.stages)
-        (ds, more), _ = self.scores((start + i) * plan.config.columns, slot, masked)
+        (ds, more), _ = self.scores(tile * plan.config.columns, slot, masked)
         plgpu.barrier_arrive(mem.v_free.at[slot])
         dq = mma(dq, ds.astype(plan.dtype), mem.k_ring.at[slot], self.staging)
         plgpu.barrier_arrive(mem.k_free.at[slot])
@@ -223,12 +222,12 @@ class Ahead(Consumer):
             plgpu.barrier_arrive(mem.k_free.at[slot])
             self.finish(total, sums)
 
-    def visit(self, i: Any, carry: Any, start: Any, masked: bool) -> Any:
+    def visit(self, tile: Any, carry: Any, masked: bool) -> Any:
         plan, mem = self.plan, self.mem
         step, dq, sums, before = carry
         slot, last = lax.rem(step, plan.config.stages), lax.rem(step - 1, plan.config.stages)
         behind = dict(acc=dq, a=before, b=mem.k_ring.at[last])
-        (ds, more), dq = self.scores((start + i) * plan.config.columns, slot, masked, **behind)
+        (ds, more), dq = self.scores(tile * plan.config.columns, slot, masked, **behind)
         plgpu.barrier_arrive(mem.k_free.at[last])
         plgpu.barrier_arrive(mem.v_free.at[slot])
         return step + 1, dq, tuple(a + b for a, b in zip(sums, more, strict=True)), ds.astype(plan.dtype)

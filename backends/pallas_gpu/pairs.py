@@ -202,8 +202,7 @@ class Pairs:
 
     def less(self, tile: Known, delta: Placed) -> Array:
         """-delta [64, columns], where the sum that is dp begins: so dp - delta costs nothing."""
-        out: Array = plgpu.layout_cast(tile.spread(Placed(-delta.value, delta.axes)), plgpu.Layout.WGMMA)
-        return out
+        return -tile.spread(delta)
 
     def gradients(self, tile: Known, kept: Kept, dp: Array) -> tuple[Array, tuple[Array, ...]]:
         """ds [64, columns] without the scale, and for each leaf the sum over its row [64]. dp: less delta."""

@@ -3,8 +3,13 @@
 This module runs in a worker process, as `interpreted` does.
 """
 
+import inspect
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +47,12 @@ GRADED: Mapping[str, Formula] = {
         ),
         dense=lambda *_: (None, None),
     ),
+    # keys that do not exist reach the sums of the queries' rows, and nothing else: theirs are zeros
+    "all": Formula(
+        score=apply("add", S, apply("mul", Load(0, "q", Kind.REAL), apply("add", K, Const(1)))),
+        captured=(lambda r, b, n, m, h: r.normal(size=(b, n)).astype(np.float32) * 0.1,),
+        dense=lambda *_: (None, None),
+    ),
     # not finite where the mask hides it: a key after the query
     "hidden": Formula(
         score=apply("sub", S, apply("log", apply("sub", apply("add", Q, Const(1)), K))),
@@ -70,28 +81,30 @@ def judge(
 ) -> dict[str, Any]:
     """The gradient kernels on the results of the definition, rounded as the forward kernel rounds them.
 
-    configs: instead of the defaults. how: `only` one of "out", "lse": the other's cotangent is
-    zero; `traced`: under jit; `twice`: run again, and compare bits.
+    configs: instead of the defaults. how: `edits`, lines of the kernels to replace, a planted fault; `only`, one of
+    "out" and "lse", the other's cotangent is zero; `traced`, under jit; `twice`, run again, and compare bits.
     """
     case = Case(**fields)
     eqn, operands = equation(case)
-    op = eqn.op
-    assert isinstance(op, Attention)
     assert KERNEL.gradient is not None and KERNEL.gradient.refuse(eqn, H200) is None
+    changes: dict[str, Any] = {"KERNELS": mutated(how["edits"])} if how.get("edits") else {}
+    if configs:
+        made = {gives: Config(**config) for gives, config in configs.items()}
+        changes["configs_for"] = lambda *sizes: made
+    with patch.multiple(backward, **changes) if changes else nullcontext():
+        return _judged(case, eqn, operands, how)
+
+
+def _judged(case: Case, eqn: Eqn, operands: list[Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    op = eqn.op
+    assert isinstance(op, Attention) and KERNEL.gradient is not None
     rng = np.random.default_rng(case.seed + 1)
-    q = operands[0]
-    dout = np.asarray(jnp.asarray(rng.normal(size=q.shape) * (how.get("only") != "lse"), case.dtype))
+    dout = np.asarray(jnp.asarray(rng.normal(size=operands[0].shape) * (how.get("only") != "lse"), case.dtype))
     dlse = (rng.normal(size=(case.b, case.h, case.n)) * (how.get("only") != "out")).astype(np.float32)
     precision = float64.Precision.of(KINDS[case.dtype])
     forward = float64.attention(op, *operands, at=precision)
     results = jnp.asarray(forward.out, case.dtype), jnp.asarray(forward.lse, jnp.float32)
-    default = backward.configs_for
-    made = {gives: Config(**config) for gives, config in (configs or {}).items()}
-    backward.configs_for = lambda d, fields=False: made or default(d, fields)
-    try:
-        gradient = KERNEL.gradient.build(eqn, H200)
-    finally:
-        backward.configs_for = default
+    gradient = KERNEL.gradient.build(eqn, H200)
     run = jax.jit(gradient) if how.get("traced") else gradient
 
     def once() -> list[Any]:
@@ -114,3 +127,25 @@ def judge(
         "ratios": {name: round(m.ratio, 3) for name, m in measured.items()},
         "blind": int(np.isneginf(forward.lse).sum()),
     }
+
+
+MODULES = ("pairs", "visits", "inflight", "by_keys", "by_queries")
+
+
+def mutated(edits: Mapping[str, str]) -> Any:
+    """The kernels of copies of their modules with lines replaced; each line must occur once among them all."""
+    package = "tfc.backends.pallas_gpu"
+    lines = {name: inspect.getsource(sys.modules[f"{package}.{name}"]).splitlines() for name in MODULES}
+    for line, other in edits.items():
+        at = [(name, i) for name in MODULES for i, x in enumerate(lines[name]) if x.strip() == line]
+        if len(at) != 1:
+            raise LookupError(f"the kernels have {len(at)} lines `{line}`")
+        ((name, i),) = at
+        lines[name][i] = lines[name][i].replace(line, other)
+    for name in MODULES:  # a copy sees copies of the modules before it
+        text = "\n".join(lines[name])
+        for before in MODULES:
+            text = text.replace(f"from {package}.{before} import", f"from mutant_{before} import")
+        module = sys.modules[f"mutant_{name}"] = ModuleType(f"mutant_{name}")
+        exec(compile(text, f"mutant_{name}", "exec"), module.__dict__)
+    return {"q": sys.modules["mutant_by_queries"].launch, "k": sys.modules["mutant_by_keys"].launch}
