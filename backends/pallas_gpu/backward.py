@@ -36,7 +36,7 @@ KERNELS: Mapping[Side, Callable[[Plan], Callable[..., tuple[Array, ...]]]] = {
 }
 """By the side of their rows."""
 
-HEAD_DIMS = (32, 64, 128)
+HEAD_DIMS = (32, 64, 128, 256)
 
 
 def configs_for(head_dim: int, n: int, more: bool = False, keys: bool = False) -> dict[str, Config]:
@@ -46,8 +46,11 @@ def configs_for(head_dim: int, n: int, more: bool = False, keys: bool = False) -
     One over queries holds one sum, and at 64 leaves room for a third consumer, which with few queries only waits.
     more: the kernel over queries sums gradients of captured arrays too, or reads fields of the keys, which do not fit
     beside a third consumer. keys: the one over keys sums gradients of captured arrays too; at 128 they do not fit
-    beside both dk and dv, which then are a kernel each, for an eighth product.
+    beside both dk and dv, which then are a kernel each, for an eighth product. At 256 dk alone takes 128 registers, and
+    the tiles leave shared memory for a ring of one.
     """
+    if head_dim == 256:
+        return {"q": Config(stages=1), "k": Config(stages=1), "v": Config(stages=2)}
     few = head_dim == 128 or more or n <= 2 * ROWS
     over_queries = Config(consumers=2 if few else 3, columns=64, stages=4, ahead=True)
     if keys and head_dim == 128:
@@ -60,7 +63,7 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
     op, (q, _, v) = eqn.op, (a.type for a in eqn.args[:3])
     assert isinstance(op, Attention)
     if q.last not in HEAD_DIMS or v.last != q.last:
-        return f"head sizes {q.last} and {v.last} are not both 32, 64 or 128"
+        return f"head sizes {q.last} and {v.last} are not both 32, 64, 128 or 256"
     if op.weigh != P:
         return f"weighs by the softmax alone, not by `{op.weigh}`"
     try:

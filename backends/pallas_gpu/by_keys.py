@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tfc.backends.formula import Placed
-from tfc.backends.pallas_gpu.inflight import successive, sums_of, zeros
+from tfc.backends.pallas_gpu.inflight import anew, empty_sums, parts, successive, sums_of, terms, zeros
 from tfc.backends.pallas_gpu.mma import product
 from tfc.backends.pallas_gpu.pairs import Kept, Pairs, Plan
 from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS
@@ -121,12 +121,11 @@ class Consumer:
 
     def run(self) -> None:
         plan, mem = self.plan, self.mem
-        nothing = zeros(ROWS, plan.head_dim)
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.k_ready.at[self.wg])
         if self.v_tile is not None:
             plgpu.barrier_wait(mem.v_ready.at[self.wg])
-        totals = {name: nothing for name in plan.gives}
+        totals = {name: empty_sums(plan.head_dim) for name in plan.gives}
         carry = (jnp.int32(0), totals, (none,) * len(plan.leaves))
         carry = self.place.meetings.heads(self.place.head, self.place.group, self.over_range, carry)
         self.finish(*carry[1:])
@@ -141,22 +140,27 @@ class Consumer:
         """One tile of queries: its scores, and what they add to dk and dv."""
         plan, mem = self.plan, self.mem
         step, totals, sums = carry
-        slot = lax.rem(step, plan.config.stages)
+        slot = anew(lax.rem(step, plan.config.stages), step)
         plgpu.barrier_wait(mem.q_ready.at[slot])
-        p, ds, more = self.scores(tile * plan.config.columns, head, slot, masked)
-        products = {}
+        p, ds, more = self.scores(tile * plan.config.columns, head, step, slot, masked)
+        products = []
         if "v" in totals:
-            products["v"] = (totals["v"], p.astype(plan.dtype), mem.do_ring.at[slot])
+            products += terms(totals["v"], p.astype(plan.dtype), mem.do_ring.at[slot])
         if "k" in totals:
-            products["k"] = (totals["k"], ds.astype(plan.dtype), mem.q_ring.at[slot])
-        totals = dict(zip(products, sums_of(*products.values(), staging=self.staging), strict=True))
+            products += terms(totals["k"], ds.astype(plan.dtype), mem.q_ring.at[slot])
+        found = iter(sums_of(*products, staging=self.staging))
+        totals = {name: tuple(next(found) for _ in totals[name]) for name in ("v", "k") if name in totals}
         plgpu.barrier_arrive(mem.free.at[slot])
         return step + 1, totals, tuple(a + b for a, b in zip(sums, more, strict=True))
 
-    def scores(self, first: Any, head: Any, slot: Any, masked: bool) -> tuple[Array, Array, tuple[Array, ...]]:
+    def scores(
+        self, first: Any, head: Any, step: Any, slot: Any, masked: bool
+    ) -> tuple[Array, Array, tuple[Array, ...]]:
         """p and ds [64, columns], ds without the scale, and the leaves' sums, of the tile in a slot."""
         plan, mem, pairs = self.plan, self.mem, self.pairs
         tile = pairs.tile(first, head)
+        mine = anew(self.wg, step)
+        k_tile = mem.k_tile.at[mine]
         q, do = mem.q_ring.at[slot], mem.do_ring.at[slot]
 
         def early(raw: Array) -> tuple[Array, Kept]:
@@ -167,16 +171,16 @@ class Consumer:
             plgpu.barrier_wait(mem.do_ready.at[slot])
 
         if self.v_tile is None:
-            p = early(product(self.k_tile, q.T, watched=plan.interpret))[0]
+            p = early(product(k_tile, q.T, watched=plan.interpret))[0]
             do_ready()
             return p, p, ()
         nothing = zeros(ROWS, plan.config.columns)
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         delta = Placed(mosaic_load(mem.delta_ring.at[slot], COLUMN), (1,))
         (p, ds, more), _ = successive(
-            self.k_tile,
+            k_tile,
             q.T,
-            self.v_tile,
+            mem.v_tile.at[mine],
             do.T,
             pairs.less(tile, delta),
             between=do_ready,
@@ -187,12 +191,13 @@ class Consumer:
         )
         return p, ds, more
 
-    def finish(self, totals: dict[str, Array], sums: tuple[Array, ...]) -> None:
+    def finish(self, totals: dict[str, tuple[Array, ...]], sums: tuple[Array, ...]) -> None:
         """Stores, through the shared memory that held the keys and values."""
         plan, mem, place = self.plan, self.mem, self.place
         tiles = {"k": self.k_tile, "v": self.k_tile if self.v_tile is None else self.v_tile}
         for name, total in totals.items():
-            tiles[name][...] = (total * plan.scale if name == "k" else total).astype(plan.dtype)
+            for part, x in zip(parts(plan.head_dim), total, strict=True):
+                tiles[name][:, part] = (x * plan.scale if name == "k" else x).astype(plan.dtype)
         for i, x in enumerate(sums):
             mem.sums_tile[self.wg, i] = x
         plgpu.commit_smem()

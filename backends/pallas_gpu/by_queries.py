@@ -8,7 +8,7 @@ rings; each consumer owns 64 queries and computes
 The last product of a tile can run beside the next tile's exponentials: `Config.ahead`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,7 @@ from jax import lax
 
 from tfc.backends.formula import Placed
 from tfc.backends.pallas_gpu.by_keys import REGISTERS, transforms
-from tfc.backends.pallas_gpu.inflight import successive, zeros
-from tfc.backends.pallas_gpu.mma import mma
+from tfc.backends.pallas_gpu.inflight import anew, empty_sums, parts, successive, sums_of, terms, zeros
 from tfc.backends.pallas_gpu.pairs import Kept, Pairs, Plan
 from tfc.backends.pallas_gpu.streaming import ROW, ROWS
 from tfc.backends.pallas_gpu.visits import Meetings
@@ -127,11 +126,10 @@ class Consumer:
 
     def run(self) -> None:
         plan, mem = self.plan, self.mem
-        nothing = zeros(ROWS, plan.head_dim)
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.q_ready.at[self.wg])
         plgpu.barrier_wait(mem.do_ready.at[self.wg])
-        carry = (jnp.int32(0), nothing, (none,) * len(plan.leaves))
+        carry = (jnp.int32(0), empty_sums(plan.head_dim), (none,) * len(plan.leaves))
         _, dq, sums = self.place.loop(self.over_range, carry)
         self.finish(dq, sums)
 
@@ -145,17 +143,18 @@ class Consumer:
         """One tile of keys: its scores, and what they add to dq."""
         plan, mem = self.plan, self.mem
         step, dq, sums = carry
-        slot = lax.rem(step, plan.config.stages)
-        (ds, more), _ = self.scores(tile * plan.config.columns, slot, masked)
+        slot = anew(lax.rem(step, plan.config.stages), step)
+        (ds, more), _ = self.scores(tile * plan.config.columns, step, slot, masked)
         plgpu.barrier_arrive(mem.v_free.at[slot])
-        dq = mma(dq, ds.astype(plan.dtype), mem.k_ring.at[slot], self.staging)
+        dq = sums_of(*terms(dq, ds.astype(plan.dtype), mem.k_ring.at[slot]), staging=self.staging)
         plgpu.barrier_arrive(mem.k_free.at[slot])
         return step + 1, dq, tuple(a + b for a, b in zip(sums, more, strict=True))
 
-    def scores(self, first: Any, slot: Any, masked: bool, **behind: Any) -> Any:
-        """((ds, sums of the leaves), the sum of the product behind it) of the tile in a slot, from key `first` on."""
+    def scores(self, first: Any, step: Any, slot: Any, masked: bool, behind: Sequence[Any] = ()) -> Any:
+        """((ds, sums of the leaves), the sums of the terms behind it) of the tile in a slot, from key `first` on."""
         plan, mem, pairs = self.plan, self.mem, self.pairs
         tile = pairs.tile(first, self.place.head)
+        mine = anew(self.wg, step)
 
         def early(raw: Array) -> Kept:
             return pairs.weights(tile, raw, self.lse, pairs.seen(tile, first) if masked else None)[1]
@@ -163,23 +162,24 @@ class Consumer:
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.k_ready.at[slot])
         return successive(
-            self.q_tile,
+            mem.q_tile.at[mine],
             mem.k_ring.at[slot].T,
-            self.do_tile,
+            mem.do_tile.at[mine],
             mem.v_ring.at[slot].T,
             pairs.less(tile, self.delta),
             between=lambda: plgpu.barrier_wait(mem.v_ready.at[slot]),
             early=early,
             late=lambda kept, dp: pairs.gradients(tile, kept, dp),
             state=(zeros(ROWS, plan.config.columns), (none,) * len(plan.leaves)),
+            behind=behind,
             staging=self.staging,
-            **behind,
         )
 
-    def finish(self, dq: Array, sums: tuple[Array, ...]) -> None:
+    def finish(self, dq: tuple[Array, ...], sums: tuple[Array, ...]) -> None:
         """Stores, through the shared memory that held the queries."""
         plan, mem, place = self.plan, self.mem, self.place
-        self.q_tile[...] = (dq * plan.scale).astype(plan.dtype)
+        for part, x in zip(parts(plan.head_dim), dq, strict=True):
+            self.q_tile[:, part] = (x * plan.scale).astype(plan.dtype)
         for i, x in enumerate(sums):
             mem.sums_tile[self.wg, i] = x
         plgpu.commit_smem()
@@ -202,7 +202,7 @@ class Ahead(Consumer):
         plgpu.barrier_wait(mem.do_ready.at[self.wg])
         first = self.place.meetings.first(self.place.head)
         count, start, *_ = first
-        dq = zeros(ROWS, plan.head_dim)
+        dq = empty_sums(plan.head_dim)
         nothing = (none,) * len(plan.leaves)
         some = count > 0
 
@@ -212,13 +212,13 @@ class Ahead(Consumer):
 
         @pl.when(some)
         def _something() -> None:
-            (ds, sums), _ = self.scores(start * plan.config.columns, jnp.int32(0), True)
+            (ds, sums), _ = self.scores(start * plan.config.columns, jnp.int32(0), jnp.int32(0), True)
             plgpu.barrier_arrive(mem.v_free.at[0])
             rest = (count, start + 1, *first[2:])
             carry = (jnp.int32(1), dq, sums, ds.astype(plan.dtype))
             step, total, sums, ds = self.place.meetings.loop(self.place.head, rest, self.over_range, carry)
             slot = lax.rem(step - 1, plan.config.stages)
-            total = mma(total, ds, mem.k_ring.at[slot], self.staging)
+            total = sums_of(*terms(total, ds, mem.k_ring.at[slot]), staging=self.staging)
             plgpu.barrier_arrive(mem.k_free.at[slot])
             self.finish(total, sums)
 
@@ -226,8 +226,8 @@ class Ahead(Consumer):
         plan, mem = self.plan, self.mem
         step, dq, sums, before = carry
         slot, last = lax.rem(step, plan.config.stages), lax.rem(step - 1, plan.config.stages)
-        behind = dict(acc=dq, a=before, b=mem.k_ring.at[last])
-        (ds, more), dq = self.scores(tile * plan.config.columns, slot, masked, **behind)
+        behind = terms(dq, before, mem.k_ring.at[last])
+        (ds, more), dq = self.scores(tile * plan.config.columns, step, slot, masked, behind)
         plgpu.barrier_arrive(mem.k_free.at[last])
         plgpu.barrier_arrive(mem.v_free.at[slot])
         return step + 1, dq, tuple(a + b for a, b in zip(sums, more, strict=True)), ds.astype(plan.dtype)

@@ -40,6 +40,8 @@ MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "not ahead": (dict(formula="alibi", n=150, m=150), dict(configs={"q": dict(ahead=False), "kv": {}})),
     "head size 64": (dict(formula="causal", d=64), dict(twice=True)),
     "head size 128": (dict(formula="causal", d=128), {}),
+    "head size 256": (dict(formula="softcap", d=256, n=100, m=150, h=1), {}),
+    "head size 256, fields": (dict(formula="bias", d=256, n=70, m=70, h=1), {}),
     "head size 128, fields": (dict(formula="bias", d=128, n=100, m=100, h=1), {}),
     "one kv head": (dict(formula="alibi", h=3, g=1), {}),
     "heads of their own": (dict(formula="causal", h=2, g=2), {}),

@@ -38,8 +38,8 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "trained table": (dict(score=SLOPE), "its own: dq by 128 x 64, dk dv by 128 x 64"),
     "trained field": (dict(score=FIELD, d=128), "its own: dq by 128 x 64, dk by 128 x 64, dv by 128 x 64"),
     "few queries": (dict(t=40), "its own: dq by 128 x 64, dk dv by 128 x 64"),
-    "head size": (dict(d=48), "from the xla form: head sizes 48 and 48 are not both 32, 64 or 128"),
-    "value size": (dict(dv=32), "from the xla form: head sizes 64 and 32 are not both 32, 64 or 128"),
+    "head size": (dict(d=48), "from the xla form: head sizes 48 and 48 are not both 32, 64, 128 or 256"),
+    "value size": (dict(dv=32), "from the xla form: head sizes 64 and 32 are not both 32, 64, 128 or 256"),
     "weigh": (
         dict(weigh=apply("mul", P, Const(2.0))),
         "from the xla form: weighs by the softmax alone, not by `p * 2.0`",

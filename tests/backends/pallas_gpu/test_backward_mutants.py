@@ -44,14 +44,14 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "the first group's queries": ("self.head = self.kv_head * self.group", "self.head = self.kv_head", CAUSAL, {}),
     "the scale of dk forgotten": (
-        'tiles[name][...] = (total * plan.scale if name == "k" else total).astype(plan.dtype)',
-        "tiles[name][...] = total.astype(plan.dtype)",
+        'tiles[name][:, part] = (x * plan.scale if name == "k" else x).astype(plan.dtype)',
+        "tiles[name][:, part] = x.astype(plan.dtype)",
         CAUSAL,
         {},
     ),
     "the scale of dq forgotten": (
-        "self.q_tile[...] = (dq * plan.scale).astype(plan.dtype)",
-        "self.q_tile[...] = dq.astype(plan.dtype)",
+        "self.q_tile[:, part] = (x * plan.scale).astype(plan.dtype)",
+        "self.q_tile[:, part] = x.astype(plan.dtype)",
         CAUSAL,
         {},
     ),
@@ -62,13 +62,13 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "keys of the tile after": (
-        "behind = dict(acc=dq, a=before, b=mem.k_ring.at[last])",
-        "behind = dict(acc=dq, a=before, b=mem.k_ring.at[slot])",
+        "behind = terms(dq, before, mem.k_ring.at[last])",
+        "behind = terms(dq, before, mem.k_ring.at[slot])",
         CAUSAL,
         RINGS,
     ),
     "the last tile's share of dq dropped": (
-        "total = mma(total, ds, mem.k_ring.at[slot], self.staging)", "total = total * 1.0", CAUSAL, RINGS
+        "total = sums_of(*terms(total, ds, mem.k_ring.at[slot]), staging=self.staging)", "pass", CAUSAL, RINGS
     ),
     "sums of leaves unweighted": (
         "return _only(flow * _slope(tile, slope), kept.seen) if made is None else flow * made",
