@@ -113,6 +113,6 @@ def sums_of(*terms: tuple[Array, Array, Any], staging: Any = None) -> tuple[Arra
         for ref, (_, a, b) in zip(refs, terms, strict=True):
             plgpu.wgmma(ref, a, b)
 
-    start = tuple(plgpu.WGMMAAccumulatorRef.init(acc) for acc, _, _ in terms)
+    start: Any = tuple(plgpu.WGMMAAccumulatorRef.init(acc) for acc, _, _ in terms)  # as in `mma`
     out: tuple[Array, ...] = pl.run_state(issue)(start)
     return out
