@@ -22,7 +22,7 @@ from tfc.formula.interval import compiled
 from tfc.formula.scalar import INT_MAX, INT_MIN
 from tfc.formula.tiles import Tiles, visited
 
-__all__ = ["Traced", "host_tiles", "visited_ranges"]
+__all__ = ["Traced", "host_tiles", "visited_ranges", "visiting_ranges"]
 
 Array = jax.Array
 DTYPES: Mapping[Kind, Any] = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: jnp.float32}
@@ -293,3 +293,51 @@ def _ranges(classes: Array) -> tuple[Array, Array]:
     full = jnp.take_along_axis(classes, jnp.minimum(starts, tiles - 1), 3) == 2
     triples = jnp.stack([starts, ends, full.astype(jnp.int32)], 4)
     return counts, jnp.where((at < counts[..., None])[..., None], triples, 0)
+
+
+def visiting_ranges(
+    mask: Expr, captured: Sequence[Any], *, n: int, m: int, block_q: int, block_k: int, batch: int, heads: int
+) -> tuple[Any, Any]:
+    """The query tiles that visit each key tile: `visited_ranges` with the roles exchanged.
+
+    results: counts int32 [Br, Hr, Tk], ranges int32 [Br, Hr, Tk, R, 3]. A range is full where every pair of tokens in
+    it is visible and no query is beyond the last one; keys may be.
+    """
+    read = {node.slot for node in walk(mask) if isinstance(node, Load | Read)}
+    if any(isinstance(captured[slot], Tracer) for slot in read):
+        classes = _Case(mask, captured, n, m, heads).classes(block_q, block_k)
+        ragged = jnp.arange(classes.shape[2])[:, None] >= n // block_q
+        return _ranges(jnp.swapaxes(jnp.where(ragged, jnp.minimum(classes, 1), classes), 2, 3))
+    tiles = host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads)
+    found = [[_exchanged(rows, tiles.key_tiles, n // block_q) for rows in by_head] for by_head in tiles.rows]
+    most = max([1, *(len(row) for by_head in found for rows in by_head for row in rows)])
+    counts = np.zeros((len(found), len(found[0]), tiles.key_tiles), np.int32)
+    triples = np.zeros((*counts.shape, most, 3), np.int32)
+    for b, by_head in enumerate(found):
+        for h, rows in enumerate(by_head):
+            for j, row in enumerate(rows):
+                counts[b, h, j] = len(row)
+                if row:
+                    triples[b, h, j, : len(row)] = row
+    return counts, triples
+
+
+def _exchanged(rows: Sequence[Sequence[Any]], key_tiles: int, whole: int) -> list[list[tuple[int, int, int]]]:
+    """Query tiles by key tile, of key tiles by query tile; query tiles from `whole` on are never full.
+
+    A key tile's runs end where a query tile's class differs from the one before: changes alone are looked at.
+    """
+    out: list[list[tuple[int, int, int]]] = [[] for _ in range(key_tiles)]
+    before = np.zeros(key_tiles, np.int8)
+    begun = np.zeros(key_tiles, np.int64)
+    for i in range(len(rows) + 1):
+        here = np.zeros(key_tiles, np.int8)
+        for start, end, full in rows[i] if i < len(rows) else ():
+            here[start:end] = 2 if full and i < whole else 1
+        changed = np.flatnonzero(here != before)
+        for j in changed:
+            if before[j]:
+                out[j].append((int(begun[j]), i, int(before[j] == 2)))
+        begun[changed] = i
+        before = here
+    return out

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tfc.backends.binding import Bound, bind_call
+from tfc.backends.gradients import differentiable, gradient_note
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.reach import check_reach
 from tfc.backends.table import KERNELS, choose, known, named
@@ -153,8 +154,8 @@ def _rows(
             continue
         choice = choose(eqn, target, implementation)
         notes = dict(choice.kernel.notes(eqn, target)) if choice.kernel.notes else {}
-        if not choice.kernel.differentiable:
-            notes["gradients"] = "from the xla form"
+        if (said := gradient_note(choice.kernel, eqn, target)) is not None:
+            notes["gradients"] = said
         yield Row(eqn=eqn, within=within, kernel=choice.kernel.name, refusals=choice.refusals, notes=notes)
 
 
@@ -284,28 +285,9 @@ def _route(
 
 
 def _callable(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[Array, ...]]:
-    """The kernel's function; one without derivatives takes those of the operation's xla form.
-
-    Such a function recomputes the xla form in the backward pass and keeps only its operands for it. Under vmap it
-    runs once for each element of the mapped axis: a kernel's grid is written for the axes that it knows.
-    """
-    forward = kernel.build(eqn, target)
+    """The kernel's function; one without derivatives takes its own gradient's, or those of the xla form."""
     if kernel.differentiable:
-        return forward
+        return kernel.build(eqn, target)
     xla = named(type(eqn.op), "xla")
     assert xla is not None, f"{eqn.op.name} has no xla form to differentiate"
-    form = xla.build(eqn, target)
-    mapped = jax.custom_batching.sequential_vmap(forward)
-
-    @jax.custom_vjp
-    def call(*operands: Array) -> tuple[Array, ...]:
-        return tuple(mapped(*operands))
-
-    def keep(*operands: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        return call(*operands), operands  # itself, so that a gradient of a gradient has a rule, too
-
-    def back(operands: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(jax.vjp(form, *operands)[1](cotangents))
-
-    call.defvjp(keep, back)
-    return call
+    return differentiable(kernel, eqn, target, xla)

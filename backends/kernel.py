@@ -12,7 +12,7 @@ from tfc.ir.ops import Op
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["DTYPES", "Build", "Kernel", "Late", "Refuse", "Target"]
+__all__ = ["DTYPES", "Build", "Gradient", "Kernel", "Late", "Refuse", "Target"]
 
 DTYPES: Mapping[DType, Any] = {
     DType.BOOL: jnp.bool_,
@@ -73,6 +73,20 @@ class Late:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Gradient:
+    """The gradient of a kernel that JAX cannot differentiate.
+
+    refuse: as a kernel's, asked where the kernel itself has not refused. build: the function of (operands, results,
+    cotangents of the results) that gives an array for each operand, None for those without a gradient. notes: what
+    `explain` prints of it.
+    """
+
+    refuse: Refuse
+    build: Callable[[Eqn, Target], Callable[..., tuple[jax.Array | None, ...]]]
+    notes: Callable[[Eqn, Target], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
     """One implementation of one operation. `name` is what `implementation=` forces and `explain` prints:
     `reference`, `xla`, `cudnn`, `pallas_gpu`, ..."""
@@ -82,7 +96,10 @@ class Kernel:
     refuse: Refuse
     build: Build
     differentiable: bool = True
-    """False: gradients come from the `xla` form of the operation, and `explain` says so."""
+    """False: JAX cannot differentiate what it builds. Gradients are those of `gradient`, and where there is none, or
+    it refuses, those of the `xla` form of the operation; `explain` says which."""
+
+    gradient: "Gradient | None" = None
 
     notes: Callable[[Eqn, Target], dict[str, Any]] | None = None
     """What `explain` prints beside the choice: block sizes, visited tiles."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfc.backends.kernel import Kernel, Target
-from tfc.backends.pallas_gpu import attention as pallas_gpu_attention
+from tfc.backends.pallas_gpu import backward as pallas_gpu_attention
 from tfc.backends.reference import program as reference
 from tfc.backends.tilewise import tilewise
 from tfc.backends.xla import (

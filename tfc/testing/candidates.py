@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.backends.gradients import differentiable, own_gradient
 from tfc.backends.kernel import DTYPES, Kernel, Target
+from tfc.backends.table import named
 from tfc.compat import mosaic_races, reset_interpreter
 from tfc.ir.program import Eqn
 from tfc.testing.cases import Array
@@ -32,7 +34,9 @@ def _built(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., tuple[jax.
 
 @lru_cache(maxsize=64)
 def _pulled(kernel: Kernel, eqn: Eqn, target: Target) -> Callable[..., Any]:
-    return jax.jit(_gradient_of(kernel.build(eqn, target)))
+    xla = named(type(eqn.op), "xla")
+    assert xla is not None
+    return jax.jit(_gradient_of(differentiable(kernel, eqn, target, xla)))
 
 
 def _gradient_of(function: Callable[..., Any]) -> Callable[..., dict[int, jax.Array]]:
@@ -69,9 +73,7 @@ class OfKernel:
 
     def run(self, eqn: Eqn, operands: Sequence[Array]) -> tuple[Array, Array | None]:
         self._served(eqn)
-        watched = self.target.interpret and self.target.platform == "gpu"
-        if watched:
-            reset_interpreter()
+        watched = self._watch()
         results = [x.block_until_ready() for x in _built(self.kernel, eqn, self.target)(*map(jnp.asarray, operands))]
         if watched and mosaic_races():
             raise RaceFound(f"{self.kernel.name} has a race")
@@ -82,10 +84,21 @@ class OfKernel:
 
     def gradient(self, eqn: Eqn, operands: Sequence[Array], dout: Array) -> dict[int, Array] | None:
         self._served(eqn)
-        if not self.kernel.differentiable:
+        if not self.kernel.differentiable and own_gradient(self.kernel, eqn, self.target) is None:
             return None
+        watched = self._watch()
         found = _pulled(self.kernel, eqn, self.target)(list(map(jnp.asarray, operands)), jnp.asarray(dout))
-        return {i: np.asarray(x) for i, x in found.items()}
+        done = {i: np.asarray(x) for i, x in found.items()}
+        if watched and mosaic_races():
+            raise RaceFound(f"{self.kernel.name} has a race in its gradient")
+        return done
+
+    def _watch(self) -> bool:
+        """Whether races are looked for, from here on."""
+        watched = self.target.interpret and self.target.platform == "gpu"
+        if watched:
+            reset_interpreter()
+        return watched
 
 
 @dataclass(frozen=True, slots=True)

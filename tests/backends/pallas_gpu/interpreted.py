@@ -144,12 +144,12 @@ class Case:
     large: float = 1.0
 
 
-def arrays(case: Case) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+def arrays(case: Case, formula: Formula | None = None) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
     """q, k, v as float64 values that the case's type holds exactly, and the captured arrays."""
     rng = np.random.default_rng(case.seed)
     shapes = [(case.b, case.n, case.h, case.d), (case.b, case.m, case.g, case.d), (case.b, case.m, case.g, case.d)]
     qkv = [np.asarray(jnp.asarray(rng.normal(size=s) * case.large, case.dtype), np.float64) for s in shapes]
-    captured = [draw(rng, case.b, case.n, case.m, case.h) for draw in FORMULAS[case.formula].captured]
+    captured = [draw(rng, case.b, case.n, case.m, case.h) for draw in (formula or FORMULAS[case.formula]).captured]
     return qkv, captured
 
 
