@@ -67,10 +67,10 @@ class Plan(streaming.Plan):
     @property
     def places(self) -> int:
         """Key tiles that a part has at most."""
-        return -(-self.tiles // self.splits)
+        return -(-self.key_tiles // self.splits)
 
     @property
-    def tiles(self) -> int:
+    def key_tiles(self) -> int:
         return -(-self.m // self.config.block_k)
 
     @property
@@ -92,8 +92,8 @@ class Plan(streaming.Plan):
         return self.group * self.head_dim % LANES == 0
 
     def row_slots(self) -> frozenset[int]:
-        """Slots that have one value for each row of the tile: tables of heads, fields of queries where there are several
-        queries (of one query's fields the block reads the number itself)."""
+        """Slots that have one value for each row of the tile: tables of heads, fields of queries where there are
+        several queries (of one query's fields the block reads the number itself)."""
         read = (n.slot for n in self.nodes() if isinstance(n, Read) or (isinstance(n, Load) and n.side == "q"))
         tables = {n.slot for n in self.nodes() if isinstance(n, Read)}
         return frozenset(slot for slot in read if self.n > 1 or slot in tables)
@@ -136,7 +136,8 @@ class Rows(streaming.Rows):
     """The formulas, read for packed rows: row r is query r // group of head r % group of the group."""
 
     def __init__(self, plan: Plan, here: Part, captured: tuple[Any, ...]) -> None:
-        self.plan, self.visits, self.captured = plan, here, captured
+        asked: Any = here  # of the visits, the batch row
+        self.plan, self.visits, self.captured, self.here = plan, asked, captured, here
         row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
         self.leaves: dict[Any, Placed] = {}
         for node in plan.nodes():
@@ -152,14 +153,14 @@ class Rows(streaming.Rows):
                     self.leaves[node] = value
 
     def of_rows(self, slot: int) -> Placed:
-        ref, here = self.captured[slot], self.visits
+        ref, here = self.captured[slot], self.here
         shared_batch, shared_head = (size == 1 for size in ref.shape[:2])
         at = (0 if shared_batch else here.batch, 0 if shared_head else here.kv_head)
         return Placed(mosaic_load(ref.at[at], ROW), (0,))
 
     def of_query(self, slot: int) -> Placed:
         ref = self.captured[slot]
-        return Placed(mosaic_load(ref.at[self.visits.batch, 0] if len(ref.shape) == 2 else ref.at[0]), ())
+        return Placed(mosaic_load(ref.at[self.here.batch, 0] if len(ref.shape) == 2 else ref.at[0]), ())
 
     def seen(self, key_tile: Any) -> Array:
         tile = self.tile(key_tile, self.plan.mask, {})
@@ -325,7 +326,7 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     or B, Gr 1 or G. captured: [1 or B, 1 or G, 64] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
     of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32.
 
-    out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: float32 [B, G, splits, 64].
+    out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, 64].
     """
     shape = (plan.batch, plan.kv_heads, plan.splits)
     kernel: Callable[..., tuple[Array, Array]] = plgpu.kernel(

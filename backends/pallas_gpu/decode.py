@@ -19,7 +19,7 @@ from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu.attention import padded, up
 from tfc.backends.pallas_gpu.cached import BITS, Plan, launch, merge
 from tfc.backends.pallas_gpu.streaming import ROWS, Config, H
-from tfc.formula.expr import Kind, Load, Read, Token, Var, walk
+from tfc.formula.expr import Load, Read, Var, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
@@ -124,7 +124,7 @@ def bits(tiles: Any, plan: Plan) -> Any:
     if seen.shape[1] > 1:
         seen = seen.reshape(seen.shape[0], plan.kv_heads, plan.group, -1).any(axis=2)
     whole = plan.words * BITS * plan.splits
-    seen = xp.pad(seen, [(0, 0), (0, 0), (0, whole - plan.tiles)])
+    seen = xp.pad(seen, [(0, 0), (0, 0), (0, whole - plan.key_tiles)])
     seen = seen.reshape(*seen.shape[:2], plan.words, BITS, plan.splits)
     own = (1 << np.arange(BITS, dtype=np.int32)) + (1 << BITS)  # its bit, and one more
     return xp.where(seen, own[:, None], 0).sum(axis=3, dtype=np.int32)
