@@ -23,7 +23,7 @@ from jax import lax
 from tfc.backends.formula import LOG2E, Placed
 from tfc.backends.pallas_gpu import streaming
 from tfc.backends.pallas_gpu.mma import mma, product
-from tfc.backends.pallas_gpu.streaming import ROW, ROWS, H
+from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS, H
 from tfc.compat import mosaic_interpreter, mosaic_load
 from tfc.formula.expr import Const, Kind, Load, Read, Token
 
@@ -47,12 +47,17 @@ YES = Const(True)
 class Plan(streaming.Plan):
     """The same, and into how many parts the keys are dealt out. Of `config` one warpgroup is used.
 
-    page: keys and values are pages of this many tokens, a multiple of block_k, in any order: [P, page, G, D]; a table
-    says which page holds which tokens. m is then the tokens that the table reaches.
+    page: where it is not 0, keys and values are pages of this many tokens, a multiple of block_k, in any order:
+    [P, page, G, D]; a table says which page holds which tokens. m is then the tokens that the table reaches.
+    pool: P of a row of stacks.
+    kept: the type of keys and values where they have 8 bits, int8 or float8_e4m3fn; each has a scale for every token
+    and head, x = kept * scale.
     """
 
     splits: int = 1
-    page: int | None = None
+    page: int = 0
+    pool: int = 0
+    kept: Any = None
 
     @property
     def group(self) -> int:
@@ -110,6 +115,7 @@ class Memory:
     captured: tuple[Any, ...]
     row: Any
     pages: Any
+    scales: tuple[Any, ...]
     out: Any
     lse: Any
     q_tile: Any
@@ -120,6 +126,7 @@ class Memory:
     q_ready: Any
     k_ready: Any
     v_ready: Any
+    wide: Any = None
     staging: Any = None
 
 
@@ -203,20 +210,73 @@ class Visits:
         return place * self.plan.splits + self.part
 
 
+def keys_of(plan: Plan, mem: Memory, here: Part, tile: Any) -> tuple[Any, Any]:
+    """Where a key tile lies: the row or page of k and v, and the first of its tokens there."""
+    batch, first = here.batch, tile * plan.config.block_k
+    rows = plan.batch
+    if plan.page:
+        batch = mosaic_load(mem.pages.at[here.batch, lax.div(first, plan.page)])
+        first, rows = lax.rem(first, plan.page), plan.pool
+    if mem.row is not None:
+        batch = batch + mosaic_load(mem.row.at[0]) * rows
+    return batch, pl.ds(first, plan.config.block_k)
+
+
 def fill(plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any) -> None:
     """Asks for a key tile; the slot's barriers say when it is there."""
-    block_k = plan.config.block_k
-    if plan.page is None:
-        batch, first = here.batch, tile * block_k
-        if mem.row is not None:
-            batch = batch + mosaic_load(mem.row.at[0]) * plan.batch
-    else:
-        each = plan.page // block_k
-        batch = mosaic_load(mem.pages.at[here.batch, lax.div(tile, each)])
-        first = lax.rem(tile, each) * block_k
-    keys = (batch, pl.ds(first, block_k), here.kv_head)
+    keys = (*keys_of(plan, mem, here, tile), here.kv_head)
     plgpu.copy_gmem_to_smem(mem.k.at[keys], mem.k_ring.at[slot], mem.k_ready.at[slot])
     plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
+
+
+class Arrived:
+    """A key tile that the rings' slot holds, or will, as operands of products."""
+
+    def __init__(self, plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any) -> None:
+        self.plan, self.mem, self.slot = plan, mem, slot
+        if plan.kept is not None:
+            batch, keys = keys_of(plan, mem, here, tile)
+            self.scales = [mosaic_load(x.at[batch, here.kv_head, keys], COLUMN) for x in mem.scales]
+
+    def keys(self) -> Any:
+        plgpu.barrier_wait(self.mem.k_ready.at[self.slot])
+        return self.operand(self.mem.k_ring.at[self.slot])
+
+    def values(self) -> Any:
+        plgpu.barrier_wait(self.mem.v_ready.at[self.slot])
+        return self.operand(self.mem.v_ring.at[self.slot])
+
+    def scaled(self, x: Array, which: int) -> Array:
+        """[64, block_k] times the tokens' scales, of keys (0) or of values (1)."""
+        if self.plan.kept is None:
+            return x
+        return x * lax.broadcast_in_dim(self.scales[which], x.shape, (1,))
+
+    def operand(self, ref: Any) -> Any:
+        """What a product reads: the slot, or what stands in it in the plan's type, exactly."""
+        if self.plan.kept is None:
+            return ref
+        plgpu.commit_smem()  # every warp has left what was there
+        some = max(16, 1024 // self.plan.head_dim)  # all keys at once would take half of the registers
+        for first in range(0, self.plan.config.block_k, some):
+            part = pl.ds(first, some)
+            x = mosaic_load(ref.at[part], narrow(self.plan.head_dim))
+            if self.plan.kept != jnp.int8:  # Hopper turns floats of 8 bits into float16 alone
+                x = x.astype(jnp.float16).astype(jnp.float32)
+            self.mem.wide[part] = x.astype(self.plan.dtype)
+        plgpu.commit_smem()
+        return self.mem.wide
+
+
+def narrow(columns: int) -> Any:
+    """A layout of [rows, columns] in which a thread has 8 neighbours of a row: 8 bytes as int8, 16 as they are stored
+    again, and a warp whole rows, so that neither way two threads meet in a bank."""
+    lanes = columns // 8
+    rows = 32 // lanes
+    if rows == 1:
+        return plgpu.Layout.TILED(plgpu.Tiling(((4, columns), (8,))), warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
+    tiling = plgpu.Tiling(((4 * rows, columns), (rows, columns), (8,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 
 
 def attend(plan: Plan, mem: Memory, here: Part) -> None:
@@ -243,12 +303,12 @@ def attend(plan: Plan, mem: Memory, here: Part) -> None:
         place, ahead, out, top, total = carry
         slot = lax.rem(n, stages)
         place = visits.next(place, True)
-        plgpu.barrier_wait(mem.k_ready.at[slot])
-        raw = product(mem.q_tile, mem.k_ring.at[slot].T, watched=plan.interpret)
-        shrink, top, total, p = rows.softmax(raw, visits.tile(place), plan.masked, top, total)
+        tile = visits.tile(place)
+        arrived = Arrived(plan, mem, here, tile, slot)
+        raw = arrived.scaled(product(mem.q_tile, arrived.keys().T, watched=plan.interpret), 0)
+        shrink, top, total, p = rows.softmax(raw, tile, plan.masked, top, total)
         out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
-        plgpu.barrier_wait(mem.v_ready.at[slot])
-        out = mma(out, p.astype(plan.dtype), mem.v_ring.at[slot], mem.staging)
+        out = mma(out, arrived.scaled(p, 1).astype(plan.dtype), arrived.values(), mem.staging)
         plgpu.commit_smem()  # every warp has left the slot
         ahead = ask(ahead, n + stages, slot)
         return jnp.minimum(place + 1, plan.places - 1), ahead, out, top, total
@@ -275,11 +335,14 @@ def finish(plan: Plan, mem: Memory, here: Part, out: Array, top: Array, total: A
 def body(plan: Plan, *refs: Any, tiles: Any, **scratch: Any) -> None:
     """The kernel: references sorted, then one warpgroup's work."""
     q, k, v, visits, *captured, out, lse = refs
-    pages = captured.pop() if plan.page is not None else None
+    scales = (captured.pop(-2), captured.pop(-1)) if plan.kept is not None else ()
+    pages = captured.pop() if plan.page else None
     row = captured.pop() if plan.stacked else None
     rings, out_tile = tiles
-    arrays = dict(q=q, k=k, v=v, visits=visits, captured=tuple(captured), row=row, pages=pages, out=out, lse=lse)
-    mem = Memory(**arrays, k_ring=rings[0], v_ring=rings[1], out_tile=out_tile, **scratch)
+    arrays = dict(q=q, k=k, v=v, visits=visits, captured=tuple(captured), out=out, lse=lse)
+    mem = Memory(
+        **arrays, row=row, pages=pages, scales=scales, k_ring=rings[0], v_ring=rings[1], out_tile=out_tile, **scratch
+    )
     here = Part(batch=lax.axis_index("batch"), kv_head=lax.axis_index("kv_head"), part=lax.axis_index("part"))
     attend(plan, mem, here)
 
@@ -298,7 +361,8 @@ def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
 def shared(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block. The output takes the rings' place, once nothing arrives there any more."""
     config = plan.config
-    ring = swizzled((config.stages, config.block_k, plan.head_dim), plan.dtype)
+    shape = (config.stages, config.block_k, plan.head_dim)
+    ring = swizzled(shape, plan.dtype) if plan.kept is None else plgpu.SMEM(shape, plan.kept)
     out = dict(
         q_tile=swizzled((ROWS, plan.head_dim), plan.dtype),
         tiles=plgpu.RefUnion([ring, ring], swizzled((ROWS, plan.head_dim), out_dtype(plan))),
@@ -307,6 +371,8 @@ def shared(plan: Plan) -> dict[str, Any]:
         k_ready=plgpu.Barrier(num_barriers=config.stages),
         v_ready=plgpu.Barrier(num_barriers=config.stages),
     )
+    if plan.kept is not None:
+        out["wide"] = swizzled(shape[1:], plan.dtype)
     if plan.interpret:
         out["staging"] = plgpu.SMEM((ROWS, config.block_k), plan.dtype)
     return out
@@ -320,14 +386,20 @@ def out_dtype(plan: Plan) -> Any:
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     """The kernel as a function of (q, k, v, visits, *captured) that gives the parts' (out, lse).
 
-    q: [B, G, rows, D], rows packed as `Rows` says. k, v: [B, M, G, D], M a multiple of 8; rows of stacks
-    [S * B, M, G, D], then int32 [1], the row, follows `captured`; or pages, then int32 [B, m / page] follows.
+    q: [B, G, rows, D], rows packed as `Rows` says. k, v: [B, M, G, D], M a multiple of 8; or pages [P, page, G, D]; or
+    rows of stacks, [S * B, ...] or [S * P, ...]. After `captured` follow, where the plan has them, the row of stacks,
+    int32 [1]; the table of pages, int32 [B, m / page]; the scales of k and of v, float32 [B or P, G, tokens], rows of
+    stacks like k and v, which reach to the end of the last tile.
     visits: int32 [Br, Gr, words, splits], for each part a bit for each of its places, and their number above; Br is 1
     or B, Gr 1 or G. captured: [1 or B, 1 or G, 64] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
     of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32.
 
     out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, 64].
     """
+    if plan.kept is not None and plan.head_dim > 128:
+        raise ValueError(f"keys of 8 bits and heads of {plan.head_dim}: what widens them finds no registers")
+    if plan.page % plan.config.block_k:
+        raise ValueError(f"pages of {plan.page} tokens are no whole number of key tiles of {plan.config.block_k}")
     shape = (plan.batch, plan.kv_heads, plan.splits)
     kernel: Callable[..., tuple[Array, Array]] = plgpu.kernel(
         partial(body, plan),

@@ -157,17 +157,25 @@ def total(lse: Array) -> Array:
 
 
 def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
-    """The plan as a function of (q, k, v, visits, *captured), lengths and types as the equation has them; k and v are
-    `Late` where the plan says that they are rows of stacks. visits: of `bits`."""
-    kernel, n, m = launch(plan), plan.n, plan.m
+    """The plan as a function of (q, k, v, visits, *captured, *more), lengths and types as the equation has them; k and
+    v are `Late` where the plan says that they are rows of stacks. visits: of `bits`.
 
-    def attention(q: Array, k: Any, v: Any, visits: Any, *captured: Array) -> tuple[Array, Array]:
+    more, where the plan has them: the table of pages, int32 [B, m / page], for k and v [P, page, G, D]; the scales of
+    k and of v, float32 [B, G, M] or [P, G, page], rows of stacks where k and v are.
+    """
+    kernel, n, extra = launch(plan), plan.n, (plan.page > 0) + 2 * (plan.kept is not None)
+
+    def attention(q: Array, k: Any, v: Any, visits: Any, *captured: Any) -> tuple[Array, Array]:
+        captured, more = captured[: len(captured) - extra], captured[len(captured) - extra :]
+        pages, scales = more[: extra % 2], list(more[extra % 2 :])
         row: tuple[Array, ...] = ()
         if plan.stacked:
             row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
-            k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
-        k, v = padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
-        out, lse = kernel(packed(q, plan), k, v, jnp.asarray(visits), *operands(captured, plan), *row)
+            k, v, *scales = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v, *scales))
+        k, v = (padded(x, 1, up(x.shape[1], 8)) for x in (k, v))
+        scales = [padded(x, 2, up(x.shape[2], plan.config.block_k)) for x in scales]
+        given = (jnp.asarray(visits), *operands(captured, plan), *row, *pages, *scales)
+        out, lse = kernel(packed(q, plan), k, v, *given)
         if plan.splits > 1:
             out = merge(plan)(out, lse)
         shape = (plan.batch, n, plan.heads, plan.head_dim)

@@ -112,6 +112,8 @@ class Case:
     lengths: tuple[int, ...] | None = None
     row: int | None = None
     traced: bool = True
+    page: int = 0
+    kept: str | None = None
 
 
 KINDS = {"i": DType.I32, "f": DType.F32, "b": DType.BOOL, "bfloat16": DType.BF16, "float16": DType.F16}
@@ -135,6 +137,10 @@ def function(case: Case, eqn: Eqn) -> Any:
     made = decode.plan_of(eqn, TARGET)
     config = replace(made.config, block_k=case.block_k, stages=case.stages)
     plan = replace(made, config=config, splits=case.splits, stacked=case.row is not None)
+    if case.page:
+        plan = replace(plan, page=case.page, pool=POOL * -(-case.m // case.page))
+    if case.kept is not None:
+        plan = replace(plan, kept=jnp.dtype(case.kept))
     sizes = dict(n=case.n, m=case.m, block_q=case.n, block_k=case.block_k, batch=case.b, heads=case.h)
     kernel = decode.call(plan)
 
@@ -142,6 +148,33 @@ def function(case: Case, eqn: Eqn) -> Any:
         return kernel(q, k, v, decode.bits(visited_tiles(plan.mask, captured, **sizes), plan), *captured)
 
     return call
+
+
+POOL = 3
+"""Pages of a pool for each that a row of the batch may need."""
+
+
+def paged(case: Case, k: Any, v: Any, rng: np.random.Generator) -> tuple[list[Any], Any]:
+    """Keys and values cut into pages that lie in any order among others, which are NaN (the largest where there is no
+    NaN), and the table."""
+    each = -(-case.m // case.page)
+    table = rng.permutation(POOL * each)[: case.b * each].reshape(case.b, each).astype(np.int32)
+    pools = []
+    for x in (k, v):
+        x = np.pad(x, [(0, 0), (0, each * case.page - case.m), *[(0, 0)] * (x.ndim - 2)])
+        wrong = 127 if x.dtype == np.int8 else np.nan
+        pool = np.full((POOL * each, case.page, *x.shape[2:]), wrong, x.dtype)
+        pool[table.ravel()] = x.reshape(-1, *pool.shape[1:])
+        pools.append(jnp.asarray(pool))
+    return pools, jnp.asarray(table)
+
+
+def narrowed(x: Any, kept: Any) -> tuple[Any, Any]:
+    """The values in 8 bits, and a float32 scale for each token and head."""
+    wide, whole = x.astype(np.float64), jnp.issubdtype(kept, jnp.integer)
+    scale = np.maximum(np.abs(wide).max(axis=-1), 1e-6) / (127 if whole else 448)
+    wide = wide / scale[..., None]
+    return (np.round(wide) if whole else wide).astype(kept), scale.astype(np.float32)
 
 
 def arrays(case: Case) -> list[Any]:
@@ -162,9 +195,28 @@ def judge(fields: Mapping[str, Any]) -> dict[str, Any]:
     eqn = equation(case, operands[3:])
     assert decode.refuse(eqn, TARGET) is None, decode.refuse(eqn, TARGET)
     given: list[Any] = [jnp.asarray(x) for x in operands]
+    scales: list[Any] = []
+    table: list[Any] = []
+    if case.kept is not None:
+        (k, k_scale), (v, v_scale) = (narrowed(x, jnp.dtype(case.kept)) for x in operands[1:3])
+        operands[1:3] = [
+            x.astype(np.float64) * s[..., None].astype(np.float64) for x, s in ((k, k_scale), (v, v_scale))
+        ]
+        given[1:3], scales = [jnp.asarray(k), jnp.asarray(v)], [k_scale, v_scale]
+    if case.page:
+        rng = np.random.default_rng(case.seed)
+        given[1:3], pages = paged(case, np.asarray(given[1]), np.asarray(given[2]), rng)
+        table = [pages]
+        if scales:
+            scales = paged(case, scales[0], scales[1], np.random.default_rng(case.seed))[0]
+    scales = [jnp.swapaxes(jnp.asarray(x), 1, 2) for x in scales]
+    given += [*table, *scales]
     if case.row is not None:
-        others = [jnp.full((3, *x.shape), jnp.nan, x.dtype).at[case.row].set(x) for x in given[1:3]]
-        given[1:3] = [Late(x, jnp.int32(case.row), x.dtype) for x in others]
+        stacked = [1, 2, *range(len(given) - len(scales), len(given))]
+        for i in stacked:
+            wrong = 127 if given[i].dtype == jnp.int8 else jnp.nan
+            stack = jnp.full((3, *given[i].shape), wrong, given[i].dtype).at[case.row].set(given[i])
+            given[i] = Late(stack, jnp.int32(case.row), stack.dtype)
     reset_interpreter()
     call = function(case, eqn)
     found = (jax.jit(call) if case.traced else call)(*given)

@@ -1,14 +1,17 @@
 """The Hopper decoding kernel, interpreted with races looked for, beside the definition in float64."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from tfc import aot
 from tfc.backends.kernel import Target
 from tfc.backends.pallas_gpu import attention, decode
 from tfc.backends.table import choose
@@ -38,12 +41,20 @@ CASES: dict[str, dict[str, Any]] = {
     "first row of a cache": dict(splits=2, row=0, m=136, b=2),
     "last row of a cache": dict(splits=2, row=2, m=136, b=2),
     "lengths known": dict(splits=2, traced=False),
+    "pages": dict(splits=2, m=256, page=128, b=2),
+    "pages of a tile in a row of a cache": dict(splits=2, m=200, page=64, b=2, row=1),
+    "int8": dict(splits=2, kept="int8"),
+    "int8, head size 32": dict(splits=2, kept="int8", d=32, n=2),
+    "int8, head size 128": dict(splits=2, kept="int8", d=128, h=2),
+    "float8": dict(splits=2, kept="float8_e4m3fn"),
+    "float8 for float16": dict(splits=2, kept="float8_e4m3fn", dtype="float16"),
+    "pages of int8 in a row of a cache": dict(splits=2, m=200, page=64, b=2, row=1, kept="int8"),
 }
 
 
 SLOW = {
     "one key", "head size 256", "float16", "no groups", "tiles of 128 keys", "first row of a cache", "lengths known",
-    "a part for each tile",
+    "a part for each tile", "pages", "int8, head size 32", "int8, head size 128", "float8 for float16",
 }  # fmt: skip
 
 
@@ -106,6 +117,38 @@ def test_drawn_cases(
 def test_as_registered(worker: Worker) -> None:
     found = verdict(worker, b=2, n=2, m=136, h=4, g=2, row=1)
     assert not found["wrong"], found
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("kept", [None, "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("head_dim", decode.HEAD_DIMS)
+def test_registers_suffice(head_dim: int, kept: str | None) -> None:
+    """No spill, and as few as as many blocks take as are to share a multiprocessor."""
+    if lacking := aot.missing("h200"):
+        (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
+    made = decode.plan_of(equation(d=head_dim, mask=apply("le", K, Q), n=2), H200)
+    plan = replace(made, splits=4, kept=None if kept is None else jnp.dtype(kept))
+    tiles = np.ones((1, 1, 1, plan.key_tiles), np.int32)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *scales: jax.Array) -> jax.Array:
+        return decode.call(plan)(q, k, v, decode.bits(tiles, plan), *scales)[0]
+
+    keys = jax.ShapeDtypeStruct((1, 4096, 8, head_dim), plan.kept or plan.dtype)
+    scales = [] if kept is None else [jax.ShapeDtypeStruct((1, 8, 4096), jnp.float32)] * 2
+    shapes = (jax.ShapeDtypeStruct((1, 2, 32, head_dim), plan.dtype), keys, keys, *scales)
+    if kept is not None and head_dim == 256:
+        with pytest.raises(ValueError, match="finds no registers"):
+            aot.compile_for("h200", call, *shapes)
+        return
+    kernel = aot.compile_for("h200", call, *shapes).kernels[0]
+    assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
+    assert kernel.registers * 128 * decode.resident(head_dim) <= 2**16
+
+
+def test_pages_are_whole_tiles() -> None:
+    plan = replace(decode.plan_of(equation(), H200), page=96, pool=8)
+    with pytest.raises(ValueError, match="pages of 96 tokens are no whole number of key tiles of 64"):
+        decode.call(plan)
 
 
 # --- what needs no interpreter
