@@ -338,10 +338,18 @@ def body(plan: Plan, *refs: Any, tiles: Any, **scratch: Any) -> None:
     scales = (captured.pop(-2), captured.pop(-1)) if plan.kept is not None else ()
     pages = captured.pop() if plan.page else None
     row = captured.pop() if plan.stacked else None
-    rings, out_tile = tiles
+    rings, results = tiles
     arrays = dict(q=q, k=k, v=v, visits=visits, captured=tuple(captured), out=out, lse=lse)
     mem = Memory(
-        **arrays, row=row, pages=pages, scales=scales, k_ring=rings[0], v_ring=rings[1], out_tile=out_tile, **scratch
+        **arrays,
+        row=row,
+        pages=pages,
+        scales=scales,
+        k_ring=rings[0],
+        v_ring=rings[1],
+        out_tile=results[0],
+        lse_tile=results[1],
+        **scratch,
     )
     here = Part(batch=lax.axis_index("batch"), kv_head=lax.axis_index("kv_head"), part=lax.axis_index("part"))
     attend(plan, mem, here)
@@ -359,14 +367,14 @@ def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def shared(plan: Plan) -> dict[str, Any]:
-    """Buffers and barriers of a block. The output takes the rings' place, once nothing arrives there any more."""
+    """Buffers and barriers of a block. Results take the rings' place, once nothing arrives there any more."""
     config = plan.config
     shape = (config.stages, config.block_k, plan.head_dim)
     ring = swizzled(shape, plan.dtype) if plan.kept is None else plgpu.SMEM(shape, plan.kept)
+    results = [swizzled((ROWS, plan.head_dim), out_dtype(plan)), plgpu.SMEM((ROWS,), jnp.float32)]
     out = dict(
         q_tile=swizzled((ROWS, plan.head_dim), plan.dtype),
-        tiles=plgpu.RefUnion([ring, ring], swizzled((ROWS, plan.head_dim), out_dtype(plan))),
-        lse_tile=plgpu.SMEM((ROWS,), jnp.float32),
+        tiles=plgpu.RefUnion([ring, ring], results),
         q_ready=plgpu.Barrier(),
         k_ready=plgpu.Barrier(num_barriers=config.stages),
         v_ready=plgpu.Barrier(num_barriers=config.stages),
@@ -381,6 +389,12 @@ def shared(plan: Plan) -> dict[str, Any]:
 def out_dtype(plan: Plan) -> Any:
     """What a part gives: the result itself where it is the only one, else float32 for the sum."""
     return plan.dtype if plan.splits == 1 else jnp.float32
+
+
+def compiler_params() -> Any:
+    """Reductions stay within a warp, and what Mosaic would reserve for others keeps a second block from fitting."""
+    semantics = plgpu.LoweringSemantics.Lane
+    return plgpu.CompilerParams(approx_math=True, lowering_semantics=semantics, reduction_scratch_bytes=0)
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
@@ -410,7 +424,8 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
         scratch_types=shared(plan),
         grid=shape,
         grid_names=("batch", "kv_head", "part"),
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="decode_attention",
+        compiler_params=compiler_params(),
         interpret=mosaic_interpreter() if plan.interpret else None,
     )
     return kernel
@@ -468,7 +483,8 @@ def merge(plan: Plan) -> Callable[[Array, Array], Array]:
         out_type=jax.ShapeDtypeStruct(shape, plan.dtype),
         grid=(*whole[:2], -(-plan.n * plan.group * plan.head_dim // LANES)),
         grid_names=("batch", "kv_head", "chunk"),
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="decode_sum",
+        compiler_params=compiler_params(),
         interpret=mosaic_interpreter() if plan.interpret else None,
     )
 

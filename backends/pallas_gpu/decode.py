@@ -163,7 +163,7 @@ def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     more, where the plan has them: the table of pages, int32 [B, m / page], for k and v [P, page, G, D]; the scales of
     k and of v, float32 [B, G, M] or [P, G, page], rows of stacks where k and v are.
     """
-    kernel, n, extra = launch(plan), plan.n, (plan.page > 0) + 2 * (plan.kept is not None)
+    kernel, sum_, extra = launch(plan), merge(plan), (plan.page > 0) + 2 * (plan.kept is not None)
 
     def attention(q: Array, k: Any, v: Any, visits: Any, *captured: Any) -> tuple[Array, Array]:
         captured, more = captured[: len(captured) - extra], captured[len(captured) - extra :]
@@ -177,10 +177,9 @@ def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
         given = (jnp.asarray(visits), *operands(captured, plan), *row, *pages, *scales)
         out, lse = kernel(packed(q, plan), k, v, *given)
         if plan.splits > 1:
-            out = merge(plan)(out, lse)
-        shape = (plan.batch, n, plan.heads, plan.head_dim)
+            out = sum_(out, lse)
         if plan.splits > 1 and plan.placed:
-            out = jnp.reshape(out, shape)
+            out = jnp.reshape(out, (plan.batch, plan.n, plan.heads, plan.head_dim))
         else:
             out = unpacked(jnp.reshape(out, (plan.batch, plan.kv_heads, plan.rows, plan.head_dim)), plan)
         return out, jnp.swapaxes(unpacked(total(lse), plan), 1, 2)

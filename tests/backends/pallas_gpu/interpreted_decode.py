@@ -3,9 +3,14 @@
 This module runs in a worker process (`tfc.testing.worker`): an interpreted kernel can hang.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ import numpy as np
 
 from tfc.backends.bounds import visited_tiles
 from tfc.backends.kernel import Late, Target
-from tfc.backends.pallas_gpu import decode
+from tfc.backends.pallas_gpu import cached, decode
 from tfc.compat import mosaic_races, reset_interpreter
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, Var, apply
 from tfc.ir.ops import Attention
@@ -89,6 +94,11 @@ FORMULAS: Mapping[str, Formula] = {
     "each head its own window": Formula(
         mask=both(CAUSAL, apply("lt", apply("sub", AT, K), Read(1, (H,), Kind.INT))),
         captured=(positions, lambda r, c: (8 << np.arange(c.h)).astype(np.int32)),
+    ),
+    "heads as numbers": Formula(
+        score=apply("add", S, apply("mul", H, Const(0.01))),
+        mask=both(CAUSAL, apply("eq", apply("mod", H, Const(2)), apply("mod", K, Const(2)))),
+        captured=(positions,),
     ),
 }
 
@@ -177,6 +187,22 @@ def narrowed(x: Any, kept: Any) -> tuple[Any, Any]:
     return (np.round(wide) if whole else wide).astype(kept), scale.astype(np.float32)
 
 
+@contextmanager
+def planted(edits: Mapping[str, str]) -> Iterator[None]:
+    """Lines of the kernel's module replaced for what is built meanwhile; indentation stays."""
+    lines = inspect.getsource(cached).splitlines()
+    for line, other in edits.items():
+        at = [i for i, x in enumerate(lines) if x.strip() == line]
+        if len(at) != 1:
+            raise LookupError(f"the kernel has {len(at)} lines `{line}`")
+        lines[at[0]] = lines[at[0]].replace(line, other)
+    module = ModuleType("mutant")
+    sys.modules["mutant"] = module  # dataclasses look their module up
+    exec(compile("\n".join(lines), "mutant", "exec"), module.__dict__)
+    with patch.multiple(decode, launch=module.launch, merge=module.merge):
+        yield
+
+
 def arrays(case: Case) -> list[Any]:
     """q, k, v in the case's type, and the captured arrays."""
     rng = np.random.default_rng(case.seed)
@@ -185,10 +211,11 @@ def arrays(case: Case) -> list[Any]:
     return [*(np.asarray(jnp.asarray(rng.normal(size=s), case.dtype)) for s in shapes), *captured]
 
 
-def judge(fields: Mapping[str, Any]) -> dict[str, Any]:
+def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Runs a case through the interpreted kernel, races looked for, and compares with float64 by the tolerance table.
 
-    Gives `wrong` in words, the largest error to what is allowed, and how many rows see nothing.
+    edits: lines of the kernel's source to replace, each of which must occur once: a planted fault. Gives `wrong` in
+    words, the largest error to what is allowed, and how many rows see nothing.
     """
     case = Case(**fields)
     operands = arrays(case)
@@ -218,7 +245,8 @@ def judge(fields: Mapping[str, Any]) -> dict[str, Any]:
             stack = jnp.full((3, *given[i].shape), wrong, given[i].dtype).at[case.row].set(given[i])
             given[i] = Late(stack, jnp.int32(case.row), stack.dtype)
     reset_interpreter()
-    call = function(case, eqn)
+    with planted(edits) if edits else nullcontext():
+        call = function(case, eqn)
     found = (jax.jit(call) if case.traced else call)(*given)
     found = [np.asarray(x) for x in found]
     assert not mosaic_races(), "RACE DETECTED"

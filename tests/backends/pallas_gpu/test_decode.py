@@ -19,9 +19,24 @@ from tfc.formula.expr import Const, Expr, Kind, Load, Token, Var, apply
 from tfc.ir.ops import YES, Attention, P, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
-from tfc.testing.worker import Worker
+from tfc.targets import resolve
+from tfc.testing import Case, Sizes, attention_eqn, judge
+from tfc.testing.cases import FORMULAS as ATTENTION
+from tfc.testing.cases import named_op
+from tfc.testing.worker import CaseFailed, CaseHangs, Worker
 
-FORMULAS = ("full", "causal", "aligned", "window", "sinks", "softcap", "alibi", "own", "each head its own window")
+FORMULAS = (
+    "full",
+    "causal",
+    "aligned",
+    "window",
+    "sinks",
+    "softcap",
+    "alibi",
+    "own",
+    "each head its own window",
+    "heads as numbers",
+)
 
 CASES: dict[str, dict[str, Any]] = {
     "one part": dict(splits=1),
@@ -51,6 +66,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pages of int8 in a row of a cache": dict(splits=2, m=200, page=64, b=2, row=1, kept="int8"),
 }
 
+
+H200 = Target(name="h200", platform="gpu", capability=9.0, sms=132)
 
 SLOW = {
     "one key", "head size 256", "float16", "no groups", "tiles of 128 keys", "first row of a cache", "lengths known",
@@ -119,6 +136,55 @@ def test_as_registered(worker: Worker) -> None:
     assert not found["wrong"], found
 
 
+# fault: (line of the kernel, what stands there instead, a case that tells the two apart)
+TWO = dict(splits=2, b=2, n=2, m=200, h=4, g=2)
+FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "no wait for K": ("plgpu.barrier_wait(self.mem.k_ready.at[self.slot])", "pass", TWO),
+    "no wait for V": ("plgpu.barrier_wait(self.mem.v_ready.at[self.slot])", "pass", TWO),
+    "no wait for Q": ("plgpu.barrier_wait(mem.q_ready)", "pass", TWO),
+    "a part's tiles as if it were the first": (
+        "return place * self.plan.splits + self.part", "return place * self.plan.splits", TWO,
+    ),
+    "one tile again and again": (
+        "return jnp.minimum(place + 1, plan.places - 1), ahead, out, top, total",
+        "return place, ahead, out, top, total",
+        dict(splits=1, m=200, lengths=(200,)),
+    ),
+    "queries and heads exchanged": (
+        "self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (0,))",
+        "self.leaves[node] = Placed(row // plan.group + here.kv_head * plan.group, (0,))",
+        dict(TWO, formula="heads as numbers"),
+    ),
+    "keys beyond the last": (
+        "return jnp.logical_and(seen, tile.spread(self.key_positions(key_tile)) < self.plan.m)", "return seen",
+        dict(splits=2, formula="full"),
+    ),
+    "output not shrunk as the maximum rises": (
+        "out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))", "out = out * 1.0", dict(splits=1, lengths=(200,)),
+    ),
+    "parts added without their shares": ("share = jnp.exp2(other - base)", "share = jnp.exp2(base - base)", TWO),
+    "scales of keys for values": (
+        "return x * lax.broadcast_in_dim(self.scales[which], x.shape, (1,))",
+        "return x * lax.broadcast_in_dim(self.scales[0], x.shape, (1,))",
+        dict(splits=2, kept="int8"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_noticed(worker: Worker, fault: str) -> None:
+    """By numbers, by a race, or by a hang ended; without the fault the case passes."""
+    line, instead, case = FAULTS[fault]
+    assert not verdict(worker, **case)["wrong"]
+    try:
+        assert worker.call("interpreted_decode:judge", case, {line: instead}, limit=20.0)["wrong"]
+    except CaseHangs:
+        pass
+    except CaseFailed as failed:
+        assert failed.kind != "LookupError", failed
+
+
 @pytest.mark.aot
 @pytest.mark.parametrize("kept", [None, "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("head_dim", decode.HEAD_DIMS)
@@ -151,9 +217,36 @@ def test_pages_are_whole_tiles() -> None:
         decode.call(plan)
 
 
+LONG = [
+    Sizes(2, 1, 5000, 32, 8, 128, DType.BF16),
+    Sizes(1, 4, 3001, 8, 2, 64, DType.F16),
+    Sizes(3, 8, 777, 8, 1, 32, DType.BF16),
+    Sizes(1, 1, 2000, 4, 2, 256, DType.BF16),
+]
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_few_queries_of_every_named_formula_are_served(name: str) -> None:
+    for sizes in LONG:
+        assert decode.refuse(attention_eqn(named_op(name, sizes), sizes), H200) is None
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_kernel_agrees_with_float64(name: str) -> None:
+    """On the device: many parts, ragged ends."""
+    target = resolve("auto")
+    if target.capability != 9.0:
+        pytest.skip(f"needs a Hopper GPU; here is {target.name}")
+    cases = [Case(name, attention_eqn(named_op(name, sizes), sizes), i) for i, sizes in enumerate(LONG)]
+    report = judge(decode.KERNEL, cases=cases, target=target, laws=(), gradients=False)
+    print(f"{name}: {report.served} served, worst error {report.worst:.2f} of what is allowed")
+    assert report.ok, report
+    assert report.served == len(cases)
+
+
 # --- what needs no interpreter
 
-H200 = Target(name="h200", platform="gpu", capability=9.0, sms=132)
 H, Q, K = Var("h", Kind.INT), Token("q"), Token("k")
 
 
@@ -211,11 +304,10 @@ def test_the_table_asks_it_first_and_under_the_same_name() -> None:
 
 @pytest.mark.parametrize("head_dim", decode.HEAD_DIMS)
 def test_blocks_fit_into_shared_memory(head_dim: int) -> None:
-    """Q, the rings, the log-sum-exps: of the 228 KiB of a multiprocessor each block takes one for itself."""
+    """Q, the rings or the results in their place, barriers; of a multiprocessor's 228 KiB each block costs one more."""
     config = decode.config_for(head_dim)
-    ring = 2 * config.stages * config.block_k * head_dim * 2
-    out = 64 * head_dim * 4
-    block = 64 * head_dim * 2 + max(ring, out) + 1024
+    rings, results = 2 * config.stages * config.block_k * head_dim * 2, 64 * head_dim * 4 + 1024
+    block = 64 * head_dim * 2 + max(rings, results) + 8 * (1 + 2 * config.stages)
     assert decode.resident(head_dim) * (block + 1024) <= 228 * 1024
 
 
