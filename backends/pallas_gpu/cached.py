@@ -356,9 +356,10 @@ def body(plan: Plan, *refs: Any, tiles: Any, **scratch: Any) -> None:
 
 
 def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A buffer as `wgmma` and the copy engine like it: tiles of 8 rows, as wide as a swizzle reaches."""
+    """A buffer as `wgmma` and the copy engine like it: tiles of 8 rows, as wide as the longest swizzle that a row is a
+    whole number of."""
     size = jnp.dtype(dtype).itemsize
-    swizzle = min(shape[-1] * size, 128)
+    swizzle = next(s for s in (128, 64, 32) if shape[-1] * size % s == 0)
     transforms = (
         plgpu.TilingTransform((8, swizzle // size)),  # type: ignore[abstract]  # a protocol of JAX with an empty body
         plgpu.SwizzleTransform(swizzle),  # type: ignore[abstract]  # the same
@@ -410,8 +411,8 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
 
     out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, 64].
     """
-    if plan.kept is not None and plan.head_dim > 128:
-        raise ValueError(f"keys of 8 bits and heads of {plan.head_dim}: what widens them finds no registers")
+    if plan.kept is not None and plan.head_dim not in (32, 64, 128):
+        raise ValueError(f"keys of 8 bits have heads of 32, 64 or 128, not of {plan.head_dim}")
     if plan.page % plan.config.block_k:
         raise ValueError(f"pages of {plan.page} tokens are no whole number of key tiles of {plan.config.block_k}")
     shape = (plan.batch, plan.kv_heads, plan.splits)
@@ -431,17 +432,24 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     return kernel
 
 
+def rows_of_chunk(head_dim: int) -> int:
+    """How many rows of `head_dim` elements 128 elements are in, or parts of them."""
+    if LANES % head_dim == 0 or head_dim % LANES == 0:
+        return max(1, LANES // head_dim)
+    return (LANES - 2) // head_dim + 2
+
+
 def merge_body(plan: Plan, out: Any, lse: Any, result: Any) -> None:
-    """128 elements of the sum of all parts, each weighed by its share: a row, some of one, or 2 or 4 rows."""
+    """128 elements of the sum of all parts, each weighed by its row's share."""
     batch, kv_head, chunk = (lax.axis_index(name) for name in ("batch", "kv_head", "chunk"))
     layout = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
     here = pl.ds(chunk * LANES, LANES)
-    first, several = lax.div(chunk * LANES, plan.head_dim), max(1, LANES // plan.head_dim)
-    row = plgpu.broadcasted_iota(jnp.int32, (LANES,), 0, layout=layout) // plan.head_dim
+    first, several = lax.div(chunk * LANES, plan.head_dim), rows_of_chunk(plan.head_dim)
+    row = (plgpu.broadcasted_iota(jnp.int32, (LANES,), 0, layout=layout) + chunk * LANES) // plan.head_dim - first
 
     def read(part: Any) -> tuple[Array, Array]:
         """Of each element its row's log-sum-exp, to base 2, and its value."""
-        tops = [mosaic_load(lse.at[batch, kv_head, part, first + r]) for r in range(several)]
+        tops = [mosaic_load(lse.at[batch, kv_head, part, jnp.minimum(first + r, ROWS - 1)]) for r in range(several)]
         top = jnp.full((LANES,), tops[0])
         for r in range(1, several):
             top = jnp.where(row >= r, tops[r], top)

@@ -24,28 +24,33 @@ from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["KERNEL", "build", "call", "config_for", "refuse", "splits_for"]
+__all__ = ["KERNEL", "build", "call", "config_for", "refuse", "resident", "splits_for"]
 
 Array = jax.Array
-
-HEAD_DIMS = (32, 64, 128, 256)
 
 SMS = 132
 """Multiprocessors of a Hopper GPU, where a target does not say."""
 
 
+SHARED_MEMORY = 228 * 1024
+"""Bytes of a Hopper multiprocessor, of which each block costs 1024 besides its own."""
+
+
 def config_for(head_dim: int) -> Config:
-    """Block sizes by head size. A key tile and its values are 32 KiB, those of heads of 32 half of it, of heads of 256
-    twice: about what must be on its way to a multiprocessor at any time for the full bandwidth (4.8 TB/s for a
-    microsecond, a 132nd of it, is 36 KB). Two blocks with their rings and Q share a multiprocessor, but for 256."""
-    block_k = 64 if head_dim >= 128 else 128
-    stages = {32: 6, 64: 3, 128: 3, 256: 2}[head_dim]
-    return Config(consumers=1, block_k=block_k, stages=stages)
+    """Block sizes by head size: 64 keys or, of small heads, 128 a tile, and as long a ring as memory has for it.
+
+    On its way to a multiprocessor must be what the full bandwidth brings in a microsecond, 36 KB of 4.8 TB/s.
+    """
+    block_k = 64 if head_dim > 64 else 128
+    block = SHARED_MEMORY // resident(head_dim) - 1024 - 256  # that is more than the barriers take
+    return Config(
+        consumers=1, block_k=block_k, stages=min(6, (block - 2 * ROWS * head_dim) // (4 * head_dim * block_k))
+    )
 
 
 def resident(head_dim: int) -> int:
-    """Blocks that share a multiprocessor."""
-    return 1 if head_dim == 256 else 2
+    """Blocks that share a multiprocessor: while one computes others wait. Two, where two rings of two tiles fit."""
+    return 2 if head_dim <= 160 else 1
 
 
 def splits_for(rows: int, tiles: int, slots: int) -> int:
@@ -78,8 +83,8 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         return f"is for few queries over many keys, and {n} queries over {m} keys have nothing to split"
     if q.dtype not in (DType.BF16, DType.F16):
         return f"computes in bf16 or f16, the operands are {q.dtype}"
-    if head_dim not in HEAD_DIMS:
-        return f"head size {head_dim} is not 32, 64, 128 or 256"
+    if head_dim % 16 or not 0 < head_dim <= 256:
+        return f"head size {head_dim} is no multiple of 16 up to 256"
     if v.last != q.last:
         return f"values of size {v.last} differ from the head size {q.last}"
     if op.dropout:
