@@ -407,9 +407,10 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     stacks like k and v, which reach to the end of the last tile.
     visits: int32 [Br, Gr, words, splits], for each part a bit for each of its places, and their number above; Br is 1
     or B, Gr 1 or G. captured: [1 or B, 1 or G, 64] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
-    of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32. Raises ValueError for 8 bits and heads of other
-    sizes than 32, 64 and 128 (a warp widens whole rows; beyond 128 it finds no registers), and for pages that are no
-    whole number of tiles.
+    of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32.
+
+    Raises ValueError for 8 bits and heads of other sizes than 32, 64 and 128 (a warp widens whole rows; beyond 128 it
+    finds no registers), and for pages that are no whole number of key tiles.
 
     out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, 64].
     """
