@@ -22,7 +22,7 @@ from tfc.formula.interval import compiled
 from tfc.formula.scalar import INT_MAX, INT_MIN
 from tfc.formula.tiles import Tiles, visited
 
-__all__ = ["Traced", "host_tiles", "visited_ranges", "visiting_ranges"]
+__all__ = ["Traced", "host_tiles", "visited_ranges", "visited_tiles", "visiting_ranges"]
 
 Array = jax.Array
 DTYPES: Mapping[Kind, Any] = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: jnp.float32}
@@ -46,15 +46,38 @@ def visited_ranges(
     also under vmap, and R is the number of key tiles, as many ranges as there can be: 12 * Br * Hr * Tq * Tk bytes.
     Raises FormulaError where the mask is no boolean or a slot's array does not fit.
     """
+    if not _traced(mask, captured):
+        return arrays(host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads))
+    return _ranges(_Case(mask, captured, n, m, heads).classes(block_q, block_k))
+
+
+def visited_tiles(
+    mask: Expr, captured: Sequence[Any], *, n: int, m: int, block_q: int, block_k: int, batch: int, heads: int
+) -> Any:
+    """What `visited_ranges` says of each pair of tiles: int32 [Br, Hr, Tq, Tk], 0 never visited, 1 with the mask, 2
+    without; operands, Br, Hr and errors as there. Traced it is one computation without sorting, of arrays this size."""
+    if _traced(mask, captured):
+        return _Case(mask, captured, n, m, heads).classes(block_q, block_k)
+    tiles = host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads)
+    out = np.zeros((len(tiles.rows), len(tiles.rows[0]), tiles.query_tiles, -(-m // block_k)), np.int32)
+    for b, by_head in enumerate(tiles.rows):
+        for h, rows in enumerate(by_head):
+            for i, row in enumerate(rows):
+                for start, end, full in row:
+                    out[b, h, i, start:end] = 2 if full else 1
+    return out
+
+
+def _traced(mask: Expr, captured: Sequence[Any]) -> bool:
+    """Whether the mask reads an array that is not known yet. Raises FormulaError for a mask that is none."""
     read = {node.slot for node in walk(mask) if isinstance(node, Load | Read)}
     if missing := [slot for slot in sorted(read) if slot >= len(captured)]:
         raise FormulaError(f"`{mask}` reads slot ${missing[0]} of {len(captured)}")
     if not any(isinstance(captured[slot], Tracer) for slot in read):
-        return arrays(host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads))
+        return False
     if kind_of(mask) is not Kind.BOOL:
         raise FormulaError(f"`{mask}` is {kind_of(mask)}: a mask is a boolean")
-    case = _Case(mask, captured, n, m, heads)
-    return _ranges(case.classes(block_q, block_k))
+    return True
 
 
 def host_tiles(mask: Expr, captured: Sequence[Any], *, n: int, m: int, block_q: int, block_k: int, heads: int) -> Tiles:
@@ -191,11 +214,12 @@ class _Case:
         self.n, self.m = n, m
         self.formula, self.fields = split_fields(mask)
         self.tables: dict[int, Array] = {}
-        self.leaves: dict[Expr, Interval] = {
-            Token("q"): _known(jnp.arange(m - n, m, dtype=jnp.int32)[None, None, :, None], Kind.INT),
-            Token("k"): _known(jnp.arange(m, dtype=jnp.int32)[None, None, None, :], Kind.INT),
-            H: _known(jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], Kind.INT),
-        }
+        with jax.ensure_compile_time_eval():
+            self.leaves: dict[Expr, Interval] = {
+                Token("q"): _known(jnp.arange(m - n, m, dtype=jnp.int32)[None, None, :, None], Kind.INT),
+                Token("k"): _known(jnp.arange(m, dtype=jnp.int32)[None, None, None, :], Kind.INT),
+                H: _known(jnp.arange(heads, dtype=jnp.int32)[None, :, None, None], Kind.INT),
+            }
         batch, nodes = 1, list(walk(mask))
         for node in nodes:
             if isinstance(node, Read):
@@ -239,7 +263,14 @@ class _Case:
         return formula([self.leaves[leaf] for leaf in used])
 
     def bounds(self, derived: DerivedField, block_q: int, block_k: int) -> Interval:
-        """A field's bounds over each tile; the tokens missing from the last tile are copies of its last one."""
+        """A field's bounds over each tile; the tokens missing from the last tile are copies of its last one. Those of
+        positions alone are numbers before the program runs."""
+        if not any(isinstance(node, Load | Read) for node in walk(derived.expr)):
+            with jax.ensure_compile_time_eval():
+                return self._bounds(derived, block_q, block_k)
+        return self._bounds(derived, block_q, block_k)
+
+    def _bounds(self, derived: DerivedField, block_q: int, block_k: int) -> Interval:
         ends = self.values(derived.expr)
         if derived.side is None:
             return ends

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tfc.backends.either import either
 from tfc.backends.kernel import Kernel, Target
 from tfc.backends.pallas_gpu import backward as pallas_gpu_attention
+from tfc.backends.pallas_gpu import decode as pallas_gpu_decode
 from tfc.backends.reference import program as reference
 from tfc.backends.tilewise import tilewise
 from tfc.backends.xla import (
@@ -30,8 +32,14 @@ __all__ = ["IMPLEMENTATIONS", "KERNELS", "Choice", "choose", "known", "named"]
 
 _FASTER: Mapping[type[Op], tuple[Kernel, ...]] = {
     # Each row is asked from left to right. tfc's own attention comes before cuDNN's: on Hopper it is the one that
-    # skips what a formula leaves out; cuDNN before jnp, which keeps all N x M scores in memory.
-    ops.Attention: (tilewise(pallas_gpu_attention.KERNEL), cudnn.KERNEL, attention.KERNEL),
+    # skips what a formula leaves out; cuDNN before jnp, which keeps all N x M scores in memory. Of its two kernels the
+    # one for decoding is asked first: where it serves, the other would read keys once for each head of a group, by as
+    # few blocks as there are heads.
+    ops.Attention: (
+        tilewise(either(pallas_gpu_decode.KERNEL, pallas_gpu_attention.KERNEL)),
+        cudnn.KERNEL,
+        attention.KERNEL,
+    ),
     ops.FeedForward: (linear.FFN,),
     ops.Linear: (linear.LINEAR,),
     ops.Index: (index.INDEX,),
