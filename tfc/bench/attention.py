@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.backends.gradients import differentiable
 from tfc.backends.kernel import Kernel, Target
 from tfc.backends.reference.program import define
+from tfc.backends.xla.attention import KERNEL as XLA
 from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, AttentionCase, Direction
 from tfc.bench.peers import PEERS, Operands, Peer, PeerRefusal, prepared
 from tfc.bench.results import Row, kernel_hash
@@ -118,7 +120,7 @@ def gradient_distance(case: AttentionCase, kernel: Kernel, target: Target) -> fl
     group = case.heads // case.kv_heads
     small = replace(case, batch=1, length=min(case.length, GRADED), heads=2 * group, kv_heads=2)
     operands = _operands(small, "both", [_captured(small, what) for what in small.captured], 0)
-    built = kernel.build(small.eqn(), target)
+    built = differentiable(kernel, small.eqn(), target, XLA)
     _, got = prepared(lambda *x: built(*x)[0], [operands], "both")
     q, k, v, *rest, cotangent = (_on_host(x) for x in operands)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
@@ -165,10 +167,11 @@ def _prepare(
     eqn = case.eqn()
     reason = kernel.refuse(eqn, target)
     if direction == "both" and not kernel.differentiable:
-        reason = reason or "has no gradient of its own"
+        own = kernel.gradient
+        reason = reason or ("has no gradient of its own" if own is None else own.refuse(eqn, target))
     if reason:
         return Prepared({}, {}, {kernel.name: reason})
-    built, sets = kernel.build(eqn, target), operand_sets(case, direction)
+    built, sets = differentiable(kernel, eqn, target, XLA), operand_sets(case, direction)
     runner, result = prepared(lambda *operands: built(*operands)[0], sets, direction)
     runners: dict[str, Runner] = {kernel.name: runner}
     made = result()

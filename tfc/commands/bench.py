@@ -52,7 +52,7 @@ def bench(
                 help="run it on an H100 or H200; committed results are in benchmarks/results/",
             )
         )
-    from tfc.backends.pallas_gpu.attention import KERNEL
+    from tfc.backends.pallas_gpu.backward import KERNEL
 
     rows: list[Row] = []
     try:
