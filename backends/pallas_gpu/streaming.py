@@ -181,36 +181,38 @@ class Rows:
         if weighing.softmax:
             shrink, top, total, p = self.softmax(raw, key_tile, masked, *stats)
             if weighing.tile != ONE:
-                p = self.shown(p * self.weight(raw, key_tile), key_tile, masked)
+                p = self.weight(raw, key_tile, masked, p)
             return p, shrink, (top, total)
-        return self.shown(self.weight(raw, key_tile), key_tile, masked), None, ()
+        return self.weight(raw, key_tile, masked), None, ()
 
-    def shown(self, weight: Array, key_tile: Any, masked: bool) -> Array:
-        return jnp.where(self.seen(key_tile), weight, 0.0) if masked else weight
-
-    def weight(self, raw: Array, key_tile: Any) -> Array:
-        """The formula that weights are, or that a softmax's are multiplied by: float32 [64, block_k]."""
-        expr, (score, factor) = self.plan.weighing.tile, self.scores(raw, key_tile)
-        given: dict[Expr, Placed] = {S: Placed(score if factor == LOG2E else score * (factor / LOG2E), (0, 1))}
+    def weight(self, raw: Array, key_tile: Any, masked: bool, p: Array | None = None) -> Array:
+        """The formula that weights are, or that a softmax's weights p are multiplied by: float32 [64, block_k]."""
+        weighing, (score, factor) = self.plan.weighing, self.scores(raw, key_tile)
+        natural = score if factor == LOG2E else score * (factor / LOG2E)
+        early = masked and weighing.silent_at_zero
+        if early:
+            natural = jnp.where(self.seen(key_tile), natural, 0.0)
+        given: dict[Expr, Placed] = {S: Placed(natural, (0, 1))}
         if self.lse is not None:
             given[LSE] = Placed(jnp.where(self.lse == -jnp.inf, 0.0, self.lse), (0,))
             base = lax.broadcast_in_dim(self.lse * LOG2E, score.shape, (0,))
             given[P] = Placed(jnp.exp2(score * factor - base), (0, 1))
-        tile = self.tile(key_tile, expr, given)
-        return tile.spread(tile.evaluate(expr)).astype(jnp.float32)
+        tile = self.tile(key_tile, weighing.tile, given)
+        weight = tile.spread(tile.evaluate(weighing.tile)).astype(jnp.float32)
+        weight = weight if p is None else p * weight
+        return jnp.where(self.seen(key_tile), weight, 0.0) if masked and not early else weight
 
     def results(self, out: Array, stats: Stats) -> tuple[Array, Array | None]:
         """The sums, divided and multiplied by what their rows share, and a softmax's log-sum-exp [64]."""
-        lse, given = None, dict(self.leaves)
-        if stats:
-            top, total = stats
-            lse = top * (1 / LOG2E) + jnp.log(total)
-            given[LSE] = Placed(jnp.where(total == 0, 0.0, lse), (0,))
-        share = Tile((ROWS, ROWS), given, FORMS[self.plan.config.functions]).evaluate(self.plan.weighing.row)
-        if stats:
-            shared = jnp.where(total == 0, 0.0, share.value / total)
-            return out * lax.broadcast_in_dim(shared, out.shape, (0,)), lse
-        return out * share.value, lse
+        row, forms = self.plan.weighing.row, FORMS[self.plan.config.functions]
+        if not stats:
+            return out * Tile((ROWS, ROWS), {}, forms).evaluate(row).value, None
+        top, total = stats
+        lse = top * (1 / LOG2E) + jnp.log(total)
+        known = {**self.leaves, LSE: Placed(jnp.where(total == 0, 0.0, lse), (0,))}
+        share = Tile((ROWS, ROWS), known, forms).evaluate(row)
+        shared = jnp.where(total == 0, 0.0, share.value / total)
+        return out * lax.broadcast_in_dim(shared, out.shape, (0,)), lse
 
 
 def consume(plan: Plan, mem: Memory, only: Visits | None) -> None:

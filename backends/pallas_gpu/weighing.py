@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Reduce, Token, Var, apply, kind_of, walk
+from tfc.formula.scalar import Env, evaluate
 from tfc.ir.ops import P, S
 
 __all__ = ["LSE", "ONE", "Weighing", "weighing"]
@@ -37,6 +38,13 @@ class Weighing:
     def reads_lse(self) -> bool:
         """Whether the weights need each row's log-sum-exp before any of them is known."""
         return not self.softmax and any(node in (P, LSE) for node in walk(self.tile))
+
+    @property
+    def silent_at_zero(self) -> bool:
+        """Whether a score of zero has no weight, as in HSTU: then a score may be masked in the weight's place, before
+        its functions take registers."""
+        alone = all(isinstance(node, Const | Apply) or node == S for node in walk(self.tile))
+        return not self.softmax and alone and evaluate(self.tile, Env({"s": 0.0})) == 0
 
 
 def weighing(weigh: Expr) -> Weighing:
@@ -90,8 +98,3 @@ def _product(factors: Factors) -> Expr:
         else:
             out = apply("mul", out, raised) if out else raised
     return out or ONE
-
-
-def reads_score(weigh: Expr) -> bool:
-    """Whether the weights are not bounded by a softmax's."""
-    return any(node == S for node in walk(weigh))

@@ -88,8 +88,13 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         dict(formula="sink", n=60, m=70),
     ),
     "weights of keys that are not seen": (
-        "return jnp.where(self.seen(key_tile), weight, 0.0) if masked else weight",
+        "return jnp.where(self.seen(key_tile), weight, 0.0) if masked and not early else weight",
         "return weight",
+        dict(formula="clipped", n=60, m=150),
+    ),
+    "scores of keys that are not seen": (
+        "natural = jnp.where(self.seen(key_tile), natural, 0.0)",
+        "pass",
         dict(formula="hstu", n=60, m=150),
     ),
     "no wait for V": ("plgpu.barrier_wait(mem.v_ready.at[before])", "pass", CAUSAL),

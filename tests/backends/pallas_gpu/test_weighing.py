@@ -50,6 +50,22 @@ def test_taken_apart(name: str) -> None:
     assert (found.softmax, found.tile, found.row, found.reads_lse) == (softmax, tile, row, before)
 
 
+@pytest.mark.parametrize(
+    ("formula", "silent"),
+    [
+        (apply("div", SILU, Const(4)), True),
+        (apply("pow", apply("max", S, Const(0.0)), Const(2)), True),
+        (apply("sigmoid", S), False),
+        (apply("max", apply("sub", P, Const(0.1)), Const(0.0)), False),
+        (apply("mul", S, OTHER), False),
+        (P, False),
+    ],
+    ids=str,
+)
+def test_which_weights_are_zero_at_zero(formula: Expr, silent: bool) -> None:
+    assert weighing(formula).silent_at_zero is silent
+
+
 LEAVES = st.sampled_from([P, S, LSE, OWN, OTHER, Const(2), Const(0.5), Const(-3.0)])
 FORMULAS = st.recursive(
     LEAVES,
