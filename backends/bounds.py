@@ -6,6 +6,7 @@ maximum per tile, and each pair of tiles is classed from them.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ Array = jax.Array
 DTYPES: Mapping[Kind, Any] = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: jnp.float32}
 
 H = Var("h", Kind.INT)
+RANKED = 256
+"""Key tiles of a row up to which runs are numbered by comparing each tile with each."""
 
 
 def visited_ranges(
@@ -214,7 +217,7 @@ class _Case:
         self.n, self.m = n, m
         self.formula, self.fields = split_fields(mask)
         self.tables: dict[int, Array] = {}
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval():  # constants, and what is computed of them alone (`bounds`)
             self.leaves: dict[Expr, Interval] = {
                 Token("q"): _known(jnp.arange(m - n, m, dtype=jnp.int32)[None, None, :, None], Kind.INT),
                 Token("k"): _known(jnp.arange(m, dtype=jnp.int32)[None, None, None, :], Kind.INT),
@@ -263,12 +266,13 @@ class _Case:
         return formula([self.leaves[leaf] for leaf in used])
 
     def bounds(self, derived: DerivedField, block_q: int, block_k: int) -> Interval:
-        """A field's bounds over each tile; the tokens missing from the last tile are copies of its last one. Those of
-        positions alone are numbers before the program runs."""
-        if not any(isinstance(node, Load | Read) for node in walk(derived.expr)):
-            with jax.ensure_compile_time_eval():
-                return self._bounds(derived, block_q, block_k)
-        return self._bounds(derived, block_q, block_k)
+        """A field's bounds over each tile; the tokens missing from the last tile are copies of its last one.
+
+        Those of positions are known when the call is traced: four of the launches that a causal mask would take.
+        """
+        known = not any(isinstance(node, Load | Read) for node in walk(derived.expr))
+        with jax.ensure_compile_time_eval() if known else nullcontext():
+            return self._bounds(derived, block_q, block_k)
 
     def _bounds(self, derived: DerivedField, block_q: int, block_k: int) -> Interval:
         ends = self.values(derived.expr)
@@ -318,6 +322,14 @@ def _ranges(classes: Array) -> tuple[Array, Array]:
     first = jnp.concatenate([edge, changes], 3) & (classes > 0)
     last = jnp.concatenate([changes, edge], 3) & (classes > 0)
     counts = jnp.sum(first, 3, dtype=jnp.int32)
+    if tiles <= RANKED:
+        # a run's number is how many begin before it; what belongs to the run of each number is summed up: plain
+        # reductions, which XLA launches together, where a sort is a launch of its own
+        number = jnp.sum(first[..., None, :] & (at[:, None] >= at), 4, dtype=jnp.int32) - 1
+        mine = number[..., None, :] == at[:, None]
+        begins, stops = mine & first[..., None, :], mine & last[..., None, :]
+        parts = (begins, at), (stops, at + 1), (begins, (classes == 2)[..., None, :])
+        return counts, jnp.stack([jnp.sum(jnp.where(chosen, x, 0), 4, dtype=jnp.int32) for chosen, x in parts], 4)
     # runs have as many first as last tiles, in the same order: sorting brings both to the front
     starts = jnp.sort(jnp.where(first, at, tiles), 3)
     ends = jnp.sort(jnp.where(last, at, tiles), 3) + 1

@@ -170,6 +170,10 @@ class Tile:
             case Apply("pow", (base, Const(exponent))):
                 x = self.evaluate(base)
                 return Placed(self.forms["pow"](x.value.astype(DTYPES[kind_of(expr)]), int(exponent)), x.axes)
+            case Apply("div", (x, Const(divisor))) if divisor and math.isfinite(1 / divisor):
+                # a division is ten instructions, the hardware's slow ones among them; this loses half an ulp
+                part = self.evaluate(x)
+                return Placed(part.value.astype(jnp.float32) * (1 / divisor), part.axes)
             case Apply(fn, args):
                 return self._apply(fn, args, kind_of(expr))
         raise FormulaError(f"`{expr}` has no value on a tile")

@@ -12,9 +12,12 @@ import numpy as np
 from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
-from tfc.backends.pallas_gpu.streaming import ROWS, Config, Plan, launch
+from tfc.backends.pallas_gpu import schedule
+from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
+from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY, launch
+from tfc.backends.pallas_gpu.weighing import weighing
 from tfc.formula.expr import Expr, Kind, Load, Read, Side, Var, walk
-from tfc.ir.ops import Attention, P
+from tfc.ir.ops import Attention, P, S
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
@@ -22,25 +25,31 @@ __all__ = ["KERNEL", "build", "config_for", "refuse"]
 
 Array = jax.Array
 
-Launch = Callable[[Plan], Callable[..., tuple[Array, Array]]]
+Launch = Callable[[Plan], Callable[..., tuple[Array, ...]]]
 
-HEAD_DIMS = (32, 64, 128)
 H = Var("h", Kind.INT)
+CACHED = 24 * 2**20
+"""Bytes of keys and values that blocks on their own lists work on at once: half the second-level cache."""
 
 
-def config_for(head_dim: int, n: int, fields: bool = False) -> Config:
-    """Block sizes by head size and query length: the fastest of those measured on an H200 (benchmarks/).
+def config_for(head_dim: int, n: int, fields: bool = False, value_dim: int = 0) -> Config:
+    """Block sizes by head size and query length: at 32, 64 and 128 the fastest of those measured on an H200
+    (benchmarks/), at other sizes those of the next size whose registers and shared memory they fit.
 
     At 128 two consumers fill the register file. Smaller heads leave room for a third, which hides more of the
     exponentials that then outweigh the products; but a third that gets no row only waits.
     fields: the formulas read fields of the keys, of which each thread holds a quarter of a tile's columns. Beside
     the scores and an output of 128 columns, 128 keys' worth do not fit its registers; nor do they fit a third's.
+    value_dim: the values' size, where it is another. An output of more than 128 columns leaves room for 64 keys'.
     """
-    if fields and head_dim == 128:
-        return Config(consumers=2, block_k=64, stages=4)
-    if head_dim == 128 or fields or n <= 2 * ROWS:
+    values = value_dim or head_dim
+    if max(head_dim, values) <= 64 and not fields and n > 2 * ROWS:
+        return Config(consumers=3, block_k=128, stages=3)
+    row = 2 * (head_dim + values)  # bytes of a key and its value
+    free = SHARED_MEMORY - 1024 - 2 * ROWS * (2 * max(head_dim, values) + 4)
+    if values <= (64 if fields else 128) and 2 * 128 * row <= free:
         return Config(consumers=2, block_k=128, stages=2)
-    return Config(consumers=3, block_k=128, stages=3)
+    return Config(consumers=2, block_k=64, stages=min(4, free // (64 * row)))
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -54,19 +63,18 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
         return f"needs compute capability 9.0 (Hopper), the target has {target.capability}"
     if q.dtype not in (DType.BF16, DType.F16):
         return f"computes in bf16 or f16, the operands are {q.dtype}"
-    if q.last not in HEAD_DIMS:
-        return f"head size {q.last} is not 32, 64 or 128"
-    if v.last != q.last:
-        return f"values of size {v.last} differ from the head size {q.last}"
+    for what, size in (("head size", q.last), ("values of size", v.last)):
+        if not isinstance(size, int) or size % 16 or not 0 < size <= 256:
+            return f"{what} {size}: takes multiples of 16 up to 256"
     if op.dropout:
         return f"drops no attention weights, and this call has a key and `dropout = {op.dropout:g}`"
-    if op.weigh != P:
-        return f"weighs by the softmax alone, not by `{op.weigh}`"
-    if missing := unlowerable(op.score, op.mask):
+    if missing := unlowerable(op.score, op.mask, op.weigh):
         return f"`{missing}` has no form in Mosaic GPU"
+    if q.dtype is DType.F16 and not weighing(op.weigh).softmax and any(node == S for node in walk(op.weigh)):
+        return f"keeps weights in f16, which ends at 65504, and nothing bounds `{op.weigh}`: bf16 would do"
     if any(isinstance(node, Var) and node != H for node in walk(op.mask)):
         return f"masks by tokens and heads, and `{op.mask}` looks at scores"
-    for node in (n for expr in (op.score, op.mask) for n in walk(expr)):
+    for node in (n for expr in (op.score, op.mask, op.weigh) for n in walk(expr)):
         if isinstance(node, Read) and node.indices != (H,):
             return f"reads tables per head or per token, and `{node}` is neither"
         if isinstance(node, Load | Read) and captured[node.slot].dtype is DType.F64:
@@ -114,43 +122,60 @@ def heads(counts: Any, triples: Any) -> Any:
 
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
     """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them; k
-    and v are `Late` where the plan says that they are rows of stacks."""
+    and v are `Late` where the plan says that they are rows of stacks. Where blocks take query tiles off lists, those
+    are the last of `captured`.
+
+    Log-sum-exps of pointwise weights are a launch of their own, the softmax's; where nobody reads them XLA drops it.
+    """
     n, m, config = plan.n, plan.m, plan.config
     ends: dict[Side, int] = {"q": up(n, config.block_q), "k": up(m, config.block_k)}
     kernel = launch(plan)
+    softmax = kernel if plan.weighing.softmax else launch(replace(plan, weigh=P))
+    formulas = (plan.score, plan.mask, plan.weigh)
 
     def attention(q: Array, k: Any, v: Any, counts: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
+        lists = captured[len(captured) - 1 :] if plan.blocks else ()
+        captured = captured[: len(captured) - len(lists)]
         row: tuple[Array, ...] = ()
         if plan.stacked:
             row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
             k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
         visits = jnp.asarray(heads(counts, triples)), jnp.asarray(triples)
-        out, lse = kernel(q, k, v, *visits, *operands(captured, (plan.score, plan.mask), ends), *row)
+        given = (q, k, v, *visits, *operands(captured, formulas, ends), *row)
+        out, lse = softmax(*given, *lists)
+        if not plan.weighing.softmax:
+            (out,) = kernel(*given, *([lse] if plan.weighing.reads_lse else ()), *lists)
         return out[:, :n], lse[:, :, :n]
 
     return attention
 
 
-def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
-    """The equation as a function of q, k, v and the captured arrays that gives (out, lse)."""
-    op, (q, k, _, *_) = eqn.op, (a.type for a in eqn.args)
+def build(eqn: Eqn, target: Target, config: Config | None = None) -> Callable[..., tuple[Array, Array]]:
+    """The equation as a function of q, k, v and the captured arrays that gives (out, lse).
+
+    config: other block sizes and options than `config_of` chooses. Raises ValueError where they take too much memory.
+    """
+    op, (q, _, v, *_) = eqn.op, (a.type for a in eqn.args)
     assert isinstance(op, Attention)
-    (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
+    (batch, n, heads, head_dim), (_, m, kv_heads, values) = q.ints, v.ints
     if batch * n * m == 0:  # nothing to see, or nobody to see it
-        return lambda q, *_: (jnp.zeros_like(q), jnp.full((batch, heads, n), -jnp.inf, jnp.float32))
+        empty = (batch, n, heads, values)
+        return lambda q, *_: (jnp.zeros(empty, q.dtype), jnp.full((batch, heads, n), -jnp.inf, jnp.float32))
     plan = Plan(
-        config=config_of(eqn, target),
+        config=config or config_of(eqn, target),
         batch=batch,
         n=n,
         m=m,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        value_dim=values,
         dtype=DTYPES[q.dtype],
         scale=op.scale,
         score=op.score,
         mask=op.mask,
+        weigh=op.weigh,
         interpret=target.interpret,
     )
     tiles = dict(n=n, m=m, block_q=plan.config.block_q, block_k=plan.config.block_k, batch=batch, heads=heads)
@@ -159,8 +184,15 @@ def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
         stacked = m % 8 == 0 and all(isinstance(x, Late) and _whole(x) for x in (k, v))
         if not stacked:
             k, v = (x.array() if isinstance(x, Late) else x for x in (k, v))
-        kernel = _called(replace(plan, stacked=stacked))
-        return kernel(q, k, v, *visited_ranges(op.mask, captured, **tiles), *captured)
+        counts, triples = visited_ranges(op.mask, captured, **tiles)
+        lists: tuple[Any, ...] = ()
+        if plan.config.persistent and isinstance(counts, np.ndarray):
+            blocks = min(target.sms, batch * heads * plan.tiles)
+            together = max(1, CACHED // (2 * m * (head_dim + values))) * (heads // kv_heads)
+            ends = dict(batch=batch, heads=heads, blocks=blocks, together=together)
+            lists = (schedule.lists(counts, triples, **ends),)
+        kernel = _called(replace(plan, stacked=stacked, blocks=len(lists[0]) if lists else 0))
+        return kernel(q, k, v, counts, triples, *captured, *lists)
 
     return attention
 
@@ -182,10 +214,11 @@ def _jitted(plan: Plan) -> Callable[..., tuple[Array, Array]]:
 
 def config_of(eqn: Eqn, target: Target) -> Config:
     """The block sizes of an equation whose shapes are bound."""
-    op, (_, n, _, head_dim) = eqn.op, eqn.args[0].type.ints
+    op, (_, n, _, head_dim), values = eqn.op, eqn.args[0].type.ints, eqn.args[2].type.ints[3]
     assert isinstance(op, Attention)
-    fields = any(isinstance(node, Load) and node.side == "k" for f in (op.score, op.mask) for node in walk(f))
-    config = config_for(head_dim, n, fields)
+    formulas = (op.score, op.mask, op.weigh)
+    fields = any(isinstance(node, Load) and node.side == "k" for f in formulas for node in walk(f))
+    config = config_for(head_dim, n, fields, values)
     # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
     return replace(config, consumers=2) if target.interpret else config
 
@@ -193,7 +226,11 @@ def config_of(eqn: Eqn, target: Target) -> Config:
 def notes(eqn: Eqn, target: Target) -> dict[str, Any]:
     """Block sizes, for reports."""
     config = config_of(eqn, target)
-    return {"block_q": config.block_q, "block_k": config.block_k, "stages": config.stages}
+    said: dict[str, Any] = {"block_q": config.block_q, "block_k": config.block_k, "stages": config.stages}
+    assert isinstance(eqn.op, Attention)
+    if weighing(eqn.op.weigh).reads_lse:
+        said["passes"] = "two: log-sum-exps first, then the weights that need them"
+    return said
 
 
 KERNEL = Kernel(

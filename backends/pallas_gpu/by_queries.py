@@ -22,9 +22,9 @@ from jax import lax
 from tfc.backends.formula import Placed
 from tfc.backends.pallas_gpu.by_keys import REGISTERS, transforms
 from tfc.backends.pallas_gpu.inflight import anew, empty_sums, parts, successive, sums_of, terms, zeros
+from tfc.backends.pallas_gpu.meetings import Meetings
 from tfc.backends.pallas_gpu.pairs import Kept, Pairs, Plan
 from tfc.backends.pallas_gpu.streaming import ROW, ROWS
-from tfc.backends.pallas_gpu.visits import Meetings
 from tfc.compat import mosaic_interpreter, mosaic_load
 
 __all__ = ["launch", "tile_memory"]

@@ -68,12 +68,14 @@ def paired[State](
     during: Callable[[Array, State], State],
     state: State,
     staging: Any = None,
+    beside: bool = True,
 ) -> tuple[Array, State]:
     """(acc + a b, during(x y, state)): x y is issued first, and `during` runs on it while a b is in flight.
 
     x: [R, L] and y: [L, S] in shared memory; acc, a, b, staging: as in `mma`. `between` runs before a b is
     issued (to wait for b), `issued` once both are. state: arrays; `during` gives the same shapes, dtypes and
     layouts. What it gives may be rounded or combined with the sum only after this returns.
+    beside: False makes `during` wait for a b as well, so that the registers of `a` are free for it.
     """
     if staging is not None:
         early = product(x, y, watched=True)
@@ -88,7 +90,7 @@ def paired[State](
         between()
         plgpu.wgmma(total, a, b)
         issued()
-        value = plgpu.wgmma_accumulator_load(early, wait_n=1)
+        value = plgpu.wgmma_accumulator_load(early, wait_n=1 if beside else 0)
         for ref, new in zip(jax.tree.leaves(kept), jax.tree.leaves(during(value, state)), strict=True):
             ref[...] = new
 

@@ -16,9 +16,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from tfc.backends.formula import LOG2E, Placed, Tile
-from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS, S, tokens
+from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS, tokens
 from tfc.compat import mosaic_load
-from tfc.formula.derive import derivative
+from tfc.formula.derive import S, derivative
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Side, Token, Var, walk
 
 __all__ = ["Config", "Kept", "Leaf", "Pairs", "Plan", "leaves_of"]

@@ -7,10 +7,12 @@ query tile then meets its partial tile first, where the running maximum starts i
 
 A query tile's visits are ranges of key tiles. Those of a full range are visited without mask code, those of a
 partial range with it, all others never.
+
+A block takes one query tile, or one after another off a list of its own: then the memory warpgroup fills the rings
+for the next tile while the others finish this one, and each of them fetches its next queries before its last product.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,139 +23,38 @@ import jax.numpy as jnp
 from jax import lax
 
 from tfc.backends.formula import LOG2E, Placed, Tile
+from tfc.backends.pallas_gpu.forms import FORMS
 from tfc.backends.pallas_gpu.mma import mma, paired, product
+from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
+from tfc.backends.pallas_gpu.visits import Memory, Range, Visits, each
+from tfc.backends.pallas_gpu.weighing import LSE, ONE
 from tfc.compat import mosaic_interpreter, mosaic_load
 from tfc.formula.expr import Expr, Kind, Load, Read, Token, Var, walk
+from tfc.ir.ops import P, S
 
-__all__ = ["ROWS", "Config", "Plan", "launch"]
+__all__ = ["ROWS", "Config", "Memory", "Plan", "Range", "Rows", "Visits", "launch", "tokens"]
 
 Array = jax.Array
 State = tuple[Array, Array, Array, Array]
-Range = tuple[Array, Array, Array]
+Stats = tuple[Array, ...]
+Following = Callable[[], tuple[Any, Visits]] | None
 
-ROWS = 64
-"""Query rows of a warpgroup: the height of one `wgmma`."""
-
-S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
+SHARED_MEMORY = 227 * 1024
+"""Bytes that a block may have on Hopper."""
+H = Var("h", Kind.INT)
 ROW = plgpu.Layout.WGMMA.reduce(1)
 COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """Block sizes. A query tile is `consumers * 64` rows, a key tile `block_k`; a ring holds `stages` key tiles.
-
-    consumers: 2 or 3. block_k: a multiple of 64, as P V takes its weights from registers 64 columns at a time.
-    """
-
-    consumers: int = 2
-    block_k: int = 128
-    stages: int = 2
-
-    @property
-    def block_q(self) -> int:
-        return self.consumers * ROWS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What is known of a call when its kernel is traced. Letters as everywhere: B, N, M, H, G, D.
-
-    stacked: k and v are rows of stacks [S * B, M, G, D], and an operand says which. interpret: run on the CPU, races
-    reported.
-    """
-
-    config: Config
-    batch: int
-    n: int
-    m: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: Any
-    scale: float
-    score: Expr
-    mask: Expr
-    stacked: bool = False
-    interpret: bool = False
-
-    def nodes(self) -> Iterator[Expr]:
-        for expr in (self.score, self.mask):
-            yield from walk(expr)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
-    """References: arrays in global memory, buffers and barriers in shared memory."""
-
-    q: Any
-    k: Any
-    v: Any
-    heads: Any
-    triples: Any
-    captured: tuple[Any, ...]
-    row: Any
-    out: Any
-    lse: Any
-    q_tile: Any
-    k_ring: Any
-    v_ring: Any
-    lse_tile: Any
-    q_ready: Any
-    k_ready: Any
-    v_ready: Any
-    k_free: Any
-    v_free: Any
-    turn: Any
-    staging: Any = None
-
-
-class Visits:
-    """The key tiles that this block's query tile visits, as each of its warpgroups reads them, last range first.
-
-    A query tile that sees no key visits key tile 0 as a partial one, and there no key exists.
-    """
-
-    def __init__(self, plan: Plan, mem: Memory) -> None:
-        self.batch, self.head = lax.axis_index("batch"), lax.axis_index("head")
-        # under a causal mask the last query tiles see most: begin with them, so that short ones end the launch
-        self.tile = mem.heads.shape[2] - 1 - lax.axis_index("tile")
-        self.triples = mem.triples
-        shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
-        self.row = (0 if shared_batch else self.batch, 0 if shared_head else self.head, self.tile)
-        count, start, end, full = (mosaic_load(mem.heads.at[(*self.row, i)]) for i in range(4))
-        self.some = count > 0
-        self.ranges = jnp.maximum(count, 1)
-        self.keys = jnp.where(self.some, plan.m, 0)
-        self.first: Range = jnp.where(self.some, start, 0), jnp.where(self.some, end, 1), full
-
-    def range(self, turn: Any) -> Range:
-        """The range visited at `turn` > 0, counted from the last one; any beyond the end."""
-        at = (*self.row, jnp.maximum(self.ranges - 1 - turn, 0))
-        start, end, full = (mosaic_load(self.triples.at[(*at, i)]) for i in range(3))
-        return start, end, full
-
-    def loop(self, visit: Callable[[Any, Range, Any], Any], carry: Any) -> Any:
-        """visit(turn, range, carry) for each range; each is read while the one before it is visited."""
-
-        def over(turn: Any, both: tuple[Range, Any]) -> tuple[Range, Any]:
-            here, carry = both
-            following = self.range(turn + 1)
-            return following, visit(turn, here, carry)
-
-        return lax.fori_loop(0, self.ranges, over, (self.first, carry))[1]
-
-
-def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
+def produce(plan: Plan, mem: Memory, only: Visits | None) -> None:
     """The memory warpgroup: fills each slot of the rings as soon as every consumer has left it.
 
     At the end it waits until all have left, so that every arrival at a barrier is met by a wait.
     """
     stages, block_k = plan.config.stages, plan.config.block_k
-    kv_head = lax.div(visits.head, plan.heads // plan.kv_heads)
-    batch = visits.batch if mem.row is None else visits.batch + mosaic_load(mem.row.at[0]) * plan.batch
+    before = 0 if mem.row is None else mosaic_load(mem.row.at[0]) * plan.batch
 
-    def fill(n: Any, step: Any, end: Any) -> Any:
+    def fill(n: Any, step: Any, end: Any, batch: Any, kv_head: Any) -> Any:
         slot = lax.rem(step, stages)
         keys = (batch, pl.ds((end - 1 - n) * block_k, block_k), kv_head)
 
@@ -170,11 +71,18 @@ def produce(plan: Plan, visits: Visits, mem: Memory) -> None:
         plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
         return step + 1
 
-    def over_range(_: Any, here: Range, step: Any) -> Any:
-        start, end, _ = here
-        return lax.fori_loop(0, end - start, partial(fill, end=end), step)
+    def over_tile(visits: Visits, following: Following, step: Any) -> tuple[Any, Visits | None]:
+        kv_head = lax.div(visits.head, plan.heads // plan.kv_heads)
 
-    steps = visits.loop(over_range, jnp.int32(0))
+        def over_range(_: Any, here: Range, step: Any) -> Any:
+            start, end, _ = here
+            one = partial(fill, end=end, batch=visits.batch + before, kv_head=kv_head)
+            return lax.fori_loop(0, end - start, one, step)
+
+        step = visits.loop(over_range, step)
+        return step, following()[1] if following else None
+
+    steps = each(plan, mem, only, over_tile, jnp.int32(0))
 
     @pl.loop(0, jnp.minimum(steps, stages))
     def _drain(left: Any) -> None:
@@ -210,6 +118,8 @@ class Rows:
                     value = mosaic_load(captured[slot].at[visits.head])
                     self.leaves[node] = Placed(value != 0 if kind is Kind.BOOL else value, ())
 
+        self.lse: Array | None = None  # where weights read it
+
     def tile(self, key_tile: Any, expr: Expr, given: Mapping[Expr, Placed]) -> Tile:
         """The tile at `key_tile`, with the leaves that `expr` reads and those given."""
         block_k = self.plan.config.block_k
@@ -222,7 +132,7 @@ class Rows:
                     ref = self.captured[slot]
                     first = key_tile * block_k
                     leaves[node] = Placed(tokens(ref, self.visits.batch, first, block_k, COLUMN, kind), (1,))
-        return Tile((ROWS, block_k), leaves)
+        return Tile((ROWS, block_k), leaves, FORMS[self.plan.config.functions])
 
     def key_positions(self, key_tile: Any) -> Placed:
         block_k = self.plan.config.block_k
@@ -264,37 +174,103 @@ class Rows:
         total = total * shrink + p.sum(axis=1)
         return shrink, raised, total, p
 
+    def weights(self, raw: Array, key_tile: Any, masked: bool, stats: Stats) -> tuple[Array, Array | None, Stats]:
+        """The tile's weights [64, block_k], what earlier sums are multiplied by, where there is such a thing, and the
+        row's statistics with this tile: (top, total) of a softmax, else none."""
+        weighing = self.plan.weighing
+        if weighing.softmax:
+            shrink, top, total, p = self.softmax(raw, key_tile, masked, *stats)
+            if weighing.tile != ONE:
+                p = self.weight(raw, key_tile, masked, p)
+            return p, shrink, (top, total)
+        return self.weight(raw, key_tile, masked), None, ()
 
-def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
-    """A consumer warpgroup: 64 query rows, from Q to the finished output and log-sum-exp."""
-    config, wg = plan.config, lax.axis_index("wg")
-    first = visits.tile * config.block_q + wg * ROWS
-    q_tile, mine = mem.q_tile.at[wg], (visits.batch, pl.ds(first, ROWS), visits.head)
-    plgpu.copy_gmem_to_smem(mem.q.at[mine], q_tile, mem.q_ready.at[wg])
-    rows = Rows(plan, visits, mem.captured, first)
-    staging = None if mem.staging is None else mem.staging.at[wg]
+    def weight(self, raw: Array, key_tile: Any, masked: bool, p: Array | None = None) -> Array:
+        """The formula that weights are, or that a softmax's weights p are multiplied by: float32 [64, block_k]."""
+        weighing, (score, factor) = self.plan.weighing, self.scores(raw, key_tile)
+        natural = score if factor == LOG2E else score * (factor / LOG2E)
+        early = masked and weighing.silent_at_zero
+        if early:
+            natural = jnp.where(self.seen(key_tile), natural, 0.0)
+        given: dict[Expr, Placed] = {S: Placed(natural, (0, 1))}
+        if self.lse is not None:
+            given[LSE] = Placed(jnp.where(self.lse == -jnp.inf, 0.0, self.lse), (0,))
+            base = lax.broadcast_in_dim(self.lse * LOG2E, score.shape, (0,))
+            given[P] = Placed(jnp.exp2(score * factor - base), (0, 1))
+        tile = self.tile(key_tile, weighing.tile, given)
+        weight = tile.spread(tile.evaluate(weighing.tile)).astype(jnp.float32)
+        weight = weight if p is None else p * weight
+        return jnp.where(self.seen(key_tile), weight, 0.0) if masked and not early else weight
+
+    def results(self, out: Array, stats: Stats) -> tuple[Array, Array | None]:
+        """The sums, divided and multiplied by what their rows share, and a softmax's log-sum-exp [64]."""
+        row, forms = self.plan.weighing.row, FORMS[self.plan.config.functions]
+        if not stats:
+            return out * Tile((ROWS, ROWS), {}, forms).evaluate(row).value, None
+        top, total = stats
+        lse = top * (1 / LOG2E) + jnp.log(total)
+        known = {**self.leaves, LSE: Placed(jnp.where(total == 0, 0.0, lse), (0,))}
+        share = Tile((ROWS, ROWS), known, forms).evaluate(row)
+        shared = jnp.where(total == 0, 0.0, share.value / total)
+        return out * lax.broadcast_in_dim(shared, out.shape, (0,)), lse
+
+
+def consume(plan: Plan, mem: Memory, only: Visits | None) -> None:
+    """A consumer warpgroup: 64 query rows of one query tile after another."""
+    consumers, wg = plan.config.consumers, lax.axis_index("wg")
 
     def take_turn() -> None:
         plgpu.barrier_wait(mem.turn.at[wg])
 
     def pass_turn() -> None:
-        plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, config.consumers)])
+        plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, consumers)])
+
+    pl.when(wg == consumers - 1)(pass_turn)
+    each(plan, mem, only, partial(attend, plan, mem, wg, take_turn, pass_turn), jnp.int32(0))
+    pl.when(wg == 0)(take_turn)  # the last one passed is nobody else's
+    plgpu.wait_smem_to_gmem(0)
+
+
+def attend(
+    plan: Plan,
+    mem: Memory,
+    wg: Any,
+    take_turn: Callable[[], None],
+    pass_turn: Callable[[], None],
+    visits: Visits,
+    following: Following,
+    step: Any,
+) -> tuple[Any, Visits | None]:
+    """64 query rows of a query tile, from Q to the finished output and log-sum-exp.
+
+    step: how many key tiles this warpgroup has visited before   -> and after, and the tile that follows
+    """
+    config = plan.config
+    q_tile = mem.q_tile.at[wg]
+
+    def rows_of(tile: Visits) -> tuple[Any, ...]:
+        first = tile.tile * config.block_q + wg * ROWS
+        return tile.batch, pl.ds(first, ROWS), tile.head
+
+    def fetch(tile: Visits) -> None:
+        plgpu.copy_gmem_to_smem(mem.q.at[rows_of(tile)], q_tile, mem.q_ready.at[wg])
 
     def visit(n: Any, carry: Any, last: Any, masked: bool) -> Any:
-        """Scores and softmax of one tile, beside the P V product of the tile before."""
-        step, out, top, total, weights = carry
+        """Weights of one tile, beside the P V product of the tile before."""
+        step, out, stats, weights = carry
         slot, before = lax.rem(step, config.stages), lax.rem(step - 1, config.stages)
 
         def v_ready() -> None:
             plgpu.barrier_wait(mem.v_ready.at[before])
 
-        def softmax(raw: Array, state: State) -> State:
+        def weigh(raw: Array, state: Any) -> Any:
             plgpu.barrier_arrive(mem.k_free.at[slot])
-            return rows.softmax(raw, last - n, masked, top, total)
+            p, shrink, kept = rows.weights(raw, last - n, masked, stats)
+            return shrink, kept, p
 
         plgpu.barrier_wait(mem.k_ready.at[slot])
         take_turn()
-        out, (shrink, top, total, p) = paired(
+        out, (shrink, stats, p) = paired(
             q_tile,
             mem.k_ring.at[slot].T,
             out,
@@ -302,13 +278,15 @@ def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
             mem.v_ring.at[before],
             between=v_ready,
             issued=pass_turn,
-            during=softmax,
-            state=(top, top, total, weights.astype(jnp.float32)),
+            during=weigh,
+            state=(stats[0] if stats else None, stats, weights.astype(jnp.float32)),
             staging=staging,
+            beside=plan.beside(masked),
         )
         plgpu.barrier_arrive(mem.v_free.at[before])
-        out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
-        return step + 1, out, top, total, p.astype(plan.dtype)
+        if shrink is not None:
+            out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
+        return step + 1, out, stats, p.astype(plan.dtype)
 
     def over_range(turn: Any, here: Range, carry: Any) -> Any:
         start, end, full = here
@@ -318,71 +296,105 @@ def consume(plan: Plan, visits: Visits, mem: Memory) -> None:
         carry = lax.fori_loop(0, jnp.where(masked, 0, count), partial(visit, last=last, masked=False), carry)
         return lax.fori_loop(0, jnp.where(masked, count, 0), partial(visit, last=last, masked=True), carry)
 
-    pl.when(wg == config.consumers - 1)(pass_turn)
+    mine = rows_of(visits)
+    if following is None:
+        fetch(visits)
+    else:
+        pl.when(step == 0)(lambda: fetch(visits))
+    rows = Rows(plan, visits, mem.captured, mine[1].start)
+    if mem.row_lse is not None:
+        rows.lse = mosaic_load(mem.row_lse.at[visits.batch, visits.head, mine[1]], ROW)
+    staging = None if mem.staging is None else mem.staging.at[wg]
+    begin = lax.rem(step, config.stages)
     plgpu.barrier_wait(mem.q_ready.at[wg])
-    plgpu.barrier_wait(mem.k_ready.at[0])
+    plgpu.barrier_wait(mem.k_ready.at[begin])
     take_turn()
-    raw = product(q_tile, mem.k_ring.at[0].T, issued=pass_turn, watched=plan.interpret)
-    plgpu.barrier_arrive(mem.k_free.at[0])
-    top = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf, jnp.float32), ROW)
-    _, top, total, p = rows.softmax(raw, visits.first[1] - 1, True, top, jnp.zeros_like(top))
-    out = plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), plgpu.Layout.WGMMA)
-    carry = (jnp.int32(1), out, top, total, p.astype(plan.dtype))
-    step, out, top, total, weights = visits.loop(over_range, carry)
+    raw = product(q_tile, mem.k_ring.at[begin].T, issued=pass_turn, watched=plan.interpret)
+    plgpu.barrier_arrive(mem.k_free.at[begin])
+    p, _, stats = rows.weights(raw, visits.first[1] - 1, True, nothing_yet(plan))
+    out = plgpu.layout_cast(jnp.zeros((ROWS, plan.values), jnp.float32), plgpu.Layout.WGMMA)
+    step, out, stats, weights = visits.loop(over_range, (step + 1, out, stats, p.astype(plan.dtype)))
+    upcoming = None
+    if following is not None:
+        more, upcoming = following()
+        plgpu.commit_smem()  # all of the warpgroup have read Q
+        pl.when(more)(partial(fetch, upcoming))
     slot = lax.rem(step - 1, config.stages)
     plgpu.barrier_wait(mem.v_ready.at[slot])
     out = mma(out, weights, mem.v_ring.at[slot], staging)
     plgpu.barrier_arrive(mem.v_free.at[slot])
-    pl.when(wg == 0)(take_turn)  # the last one passed is nobody else's
-    finish(visits, mem, wg, mine, out, top, total)
+    finish(plan, mem, wg, mine, *rows.results(out, stats))
+    return step, upcoming
 
 
-def finish(visits: Visits, mem: Memory, wg: Any, mine: Any, out: Array, top: Array, total: Array) -> None:
-    """Divides by the sums and stores, through the shared memory that held Q."""
-    q_tile, lse_tile = mem.q_tile.at[wg], mem.lse_tile.at[wg]
-    share = jnp.where(total == 0, 0.0, 1 / total)
-    q_tile[...] = (out * lax.broadcast_in_dim(share, out.shape, (0,))).astype(q_tile.dtype)
-    lse_tile[...] = top * (1 / LOG2E) + jnp.log(total)
+def nothing_yet(plan: Plan) -> Stats:
+    """The statistics of rows that have seen no key."""
+    if not plan.weighing.softmax:
+        return ()
+    top = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf, jnp.float32), ROW)
+    return top, jnp.zeros_like(top)
+
+
+def finish(plan: Plan, mem: Memory, wg: Any, mine: Any, out: Array, lse: Array | None) -> None:
+    """Begins to store, through shared memory: that which held Q, where the next tile's Q is not on its way there."""
+    out_tile = (mem.q_tile if mem.out_tile is None else mem.out_tile).at[wg]
+    if plan.blocks:
+        plgpu.wait_smem_to_gmem(0)  # what the tile before stored
+    elif mem.out_tile is not None:
+        plgpu.commit_smem()  # a warp writes where others of its warpgroup have read Q
+    out_tile[...] = out.astype(plan.dtype)
+    if lse is not None:
+        mem.lse_tile.at[wg][...] = lse
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(q_tile, mem.out.at[mine])
-    plgpu.copy_smem_to_gmem(lse_tile, mem.lse.at[visits.batch, visits.head, mine[1]])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.copy_smem_to_gmem(out_tile, mem.out.at[mine])
+    if lse is not None:
+        plgpu.copy_smem_to_gmem(mem.lse_tile.at[wg], mem.lse.at[mine[0], mine[2], mine[1]])
 
 
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
-    q, k, v, heads, triples, *captured, out, lse = refs
+    softmax = plan.weighing.softmax
+    q, k, v, heads, triples, *captured = refs
+    lse = captured.pop() if softmax else None
+    out = captured.pop()
+    lists = captured.pop() if plan.blocks else None
+    row_lse = captured.pop() if plan.weighing.reads_lse else None
     row = captured.pop() if plan.stacked else None
+    if "q_or_out" in scratch:
+        scratch["q_tile"], scratch["out_tile"] = scratch.pop("q_or_out")
     arrays = dict(q=q, k=k, v=v, heads=heads, triples=triples, captured=tuple(captured), row=row, out=out, lse=lse)
-    mem = Memory(**arrays, **scratch)
-    visits = Visits(plan, mem)
+    mem = Memory(**arrays, lists=lists, row_lse=row_lse, **scratch)
+    # read before the warpgroups part, it is read once; but beside an output of more than 128 columns ptxas, which keeps
+    # a part of it in the same registers on both sides, spills
+    only = Visits(plan, mem) if not plan.blocks and plan.values <= 128 else None
     wg, consumers = lax.axis_index("wg"), plan.config.consumers
 
     @pl.when(wg < consumers)
     def _consumer() -> None:
-        plgpu.set_max_registers(232 if consumers == 2 else 160, action="increase")
-        consume(plan, visits, mem)
+        plgpu.set_max_registers(240 if consumers == 2 else 160, action="increase")
+        consume(plan, mem, only)
 
     @pl.when(wg == consumers)
     def _producer() -> None:
-        plgpu.set_max_registers(40 if consumers == 2 else 32, action="decrease")
-        produce(plan, visits, mem)
+        plgpu.set_max_registers(24 if consumers == 2 else 32, action="decrease")
+        produce(plan, mem, only)
 
 
 def shared(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block."""
     config, consumers, stages = plan.config, plan.config.consumers, plan.config.stages
-    swizzle = min(plan.head_dim * 2, 128)
+
     transforms = (
-        plgpu.TilingTransform((8, swizzle // 2)),  # type: ignore[abstract]  # a protocol of JAX with an empty body
-        plgpu.SwizzleTransform(swizzle),  # type: ignore[abstract]  # the same
+        plgpu.TilingTransform((8, plan.swizzle // 2)),  # type: ignore[abstract]  # a protocol with an empty body
+        plgpu.SwizzleTransform(plan.swizzle),  # type: ignore[abstract]  # the same
     )
-    ring = plgpu.SMEM((stages, config.block_k, plan.head_dim), plan.dtype, transforms=transforms)
+
+    def tiles(*shape: int) -> Any:
+        return plgpu.SMEM(shape, plan.dtype, transforms=transforms)
+
     out = dict(
-        q_tile=plgpu.SMEM((consumers, ROWS, plan.head_dim), plan.dtype, transforms=transforms),
-        k_ring=ring,
-        v_ring=ring,
-        lse_tile=plgpu.SMEM((consumers, ROWS), jnp.float32),
+        k_ring=tiles(stages, config.block_k, plan.head_dim),
+        v_ring=tiles(stages, config.block_k, plan.values),
         q_ready=plgpu.Barrier(num_barriers=consumers),
         k_ready=plgpu.Barrier(num_barriers=stages),
         v_ready=plgpu.Barrier(num_barriers=stages),
@@ -390,32 +402,45 @@ def shared(plan: Plan) -> dict[str, Any]:
         v_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
         turn=plgpu.Barrier(num_barriers=consumers),
     )
+    if plan.weighing.softmax:
+        out["lse_tile"] = plgpu.SMEM((consumers, ROWS), jnp.float32)
+    queries, outputs = tiles(consumers, ROWS, plan.head_dim), tiles(consumers, ROWS, plan.values)
+    if plan.blocks or (plan.interpret and plan.values != plan.head_dim):  # the interpreter knows no unions
+        out |= dict(q_tile=queries, out_tile=outputs)
+    elif plan.values != plan.head_dim:
+        out["q_or_out"] = plgpu.RefUnion(queries, outputs)
+    else:
+        out["q_tile"] = queries
     if plan.interpret:
         out["staging"] = plgpu.SMEM((consumers, ROWS, config.block_k), plan.dtype)
     return out
 
 
-def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
-    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse); where k and v are stacks,
-    the last of `captured` is int32 [1], the row.
+def launch(plan: Plan) -> Callable[..., tuple[Array, ...]]:
+    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse); (out,) where weights are
+    pointwise. The last of `captured` are, as far as the plan has them: int32 [1], the row of stacks that k and v are;
+    float32 [B, H, N'], each row's log-sum-exp; int32 [blocks, 1 + R], lists as `schedule` makes them.
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
-    rows; lse reaches to the end of the last query tile (a copy along one axis is not clipped).
+    rows; lse and N' reach to the end of the last query tile (a copy along one axis is not clipped).
 
     triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H.
     heads: int32 [Br, Hr, Tq, 4], how many of the R there are, and the last of them. captured: fields [B, T] or [T]
     that reach to the end of the last tile, tables [H]; booleans as int32.
     """
-    n, tiles = -(-plan.n // 8) * 8, -(-plan.n // plan.config.block_q)
-    kernel: Callable[..., tuple[Array, Array]] = plgpu.kernel(
+    if plan.shared_bytes > SHARED_MEMORY:
+        raise ValueError(f"{plan.config} takes {plan.shared_bytes} bytes of shared memory, a block has {SHARED_MEMORY}")
+    n = -(-plan.n // 8) * 8
+    out = jax.ShapeDtypeStruct((plan.batch, n, plan.heads, plan.values), plan.dtype)
+    lse = jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.tiles * plan.config.block_q), jnp.float32)
+    grid: dict[str, Any] = dict(grid=(plan.batch, plan.heads, plan.tiles), grid_names=("batch", "head", "tile"))
+    if plan.blocks:
+        grid = dict(grid=(plan.blocks,), grid_names=("block",))
+    kernel: Callable[..., tuple[Array, ...]] = plgpu.kernel(
         partial(body, plan),
-        out_type=(
-            jax.ShapeDtypeStruct((plan.batch, n, plan.heads, plan.head_dim), plan.dtype),
-            jax.ShapeDtypeStruct((plan.batch, plan.heads, tiles * plan.config.block_q), jnp.float32),
-        ),
+        out_type=(out, lse) if plan.weighing.softmax else (out,),
         scratch_types=shared(plan),
-        grid=(plan.batch, plan.heads, tiles),
-        grid_names=("batch", "head", "tile"),
+        **grid,
         num_threads=plan.config.consumers + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),

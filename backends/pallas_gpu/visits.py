@@ -1,77 +1,124 @@
-"""Visited ranges turned into the loops of a gradient kernel: the other side's tiles that a tile of rows meets."""
+"""Ranges of key tiles in global memory turned into the visits of a query tile, and lists of query tiles into turns."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tfc.backends.pallas_gpu.plan import Plan
 from tfc.compat import mosaic_load
 
-__all__ = ["Meetings"]
+__all__ = ["Memory", "Place", "Range", "Visits", "each"]
 
-Range = tuple[Any, Any, Any]
-First = tuple[Any, Any, Any, Any]
+Array = jax.Array
+Range = tuple[Array, Array, Array]
 
 
-class Meetings:
-    """The ranges of one tile of rows, as each of its block's warpgroups reads them.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """References: arrays in global memory, buffers and barriers in shared memory."""
 
-    firsts: int32 [Br, Hr, T, 4], how many ranges there are, and the first of them; triples: int32
-    [Br, Hr, T, R, 3], (start, end, full), sorted and disjoint. A first range comes with the count, so that a loop
-    waits for global memory once before it starts; each further one is read while the one before it is visited.
+    q: Any
+    k: Any
+    v: Any
+    heads: Any
+    triples: Any
+    captured: tuple[Any, ...]
+    row: Any
+    lists: Any
+    row_lse: Any
+    out: Any
+    lse: Any
+    q_tile: Any
+    k_ring: Any
+    v_ring: Any
+    q_ready: Any
+    k_ready: Any
+    v_ready: Any
+    k_free: Any
+    v_free: Any
+    turn: Any
+    lse_tile: Any = None
+    out_tile: Any = None
+    staging: Any = None
+
+
+Place = tuple[Any, ...]
+"""A query tile: batch row, head, tile; then how many ranges it visits, and the last of them (start, end, full)."""
+
+
+class Visits:
+    """The key tiles that a query tile visits, as each warpgroup of its block reads them, last range first.
+
+    A query tile that sees no key visits key tile 0 as a partial one, and there no key exists. at: which tile it is;
+    without it, that of the block's place in a grid of (batch, head, tile).
     """
 
-    def __init__(self, firsts: Any, triples: Any, batch: Any, tile: Any, early: bool = True) -> None:
-        self.firsts, self.triples, self.tile, self.early = firsts, triples, tile, early
-        self.batch = 0 if firsts.shape[0] == 1 else batch
-        self.by_head = firsts.shape[1] > 1
+    def __init__(self, plan: Plan, mem: Memory, at: Place | None = None) -> None:
+        if at is None:
+            # under a causal mask the last query tiles see most: begin with them, so that short ones end the launch
+            tile = mem.heads.shape[2] - 1 - lax.axis_index("tile")
+            at = place(mem, lax.axis_index("batch"), lax.axis_index("head"), tile)
+        self.at = at
+        self.batch, self.head, self.tile, count, start, end, full = at
+        self.triples = mem.triples
+        shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
+        self.row = (0 if shared_batch else self.batch, 0 if shared_head else self.head, self.tile)
+        self.some = count > 0
+        self.ranges = jnp.maximum(count, 1)
+        self.keys = jnp.where(self.some, plan.m, 0)
+        self.first: Range = jnp.where(self.some, start, 0), jnp.where(self.some, end, 1), full
 
-    def _row(self, head: Any) -> tuple[Any, Any, Any]:
-        return self.batch, head if self.by_head else 0, self.tile
-
-    def first(self, head: Any) -> First:
-        count, start, end, full = (mosaic_load(self.firsts.at[(*self._row(head), i)]) for i in range(4))
-        return count, start, end, full
-
-    def _range(self, head: Any, i: Any) -> Range:
-        at = (*self._row(head), jnp.minimum(i, self.triples.shape[3] - 1))
+    def range(self, turn: Any) -> Range:
+        """The range visited at `turn` > 0, counted from the last one; any beyond the end."""
+        at = (*self.row, jnp.maximum(self.ranges - 1 - turn, 0))
         start, end, full = (mosaic_load(self.triples.at[(*at, i)]) for i in range(3))
         return start, end, full
 
-    def loop(self, head: Any, first: First, visit: Callable[[Range, Any], Any], carry: Any) -> Any:
-        """visit(range, carry) for each range of the head."""
-        count, *here = first
-        if not self.early:
+    def loop(self, visit: Callable[[Any, Range, Any], Any], carry: Any) -> Any:
+        """visit(turn, range, carry) for each range; each is read while the one before it is visited."""
 
-            def each(i: Any, carry: Any) -> Any:
-                return visit(self._range(head, i), carry)
-
-            return lax.fori_loop(0, count, each, carry)
-
-        def over(i: Any, both: tuple[Range, Any]) -> tuple[Range, Any]:
+        def over(turn: Any, both: tuple[Range, Any]) -> tuple[Range, Any]:
             here, carry = both
-            following = self._range(head, i + 1)
-            return following, visit(here, carry)
+            following = self.range(turn + 1)
+            return following, visit(turn, here, carry)
 
-        return lax.fori_loop(0, count, over, (tuple(here), carry))[1]
+        return lax.fori_loop(0, self.ranges, over, (self.first, carry))[1]
 
-    def heads(self, start: Any, count: int, visit: Callable[[Any, Range, Any], Any], carry: Any) -> Any:
-        """visit(head, range, carry) for each range of `count` heads from `start` on."""
 
-        if self.by_head:
+def place(mem: Memory, batch: Any, head: Any, tile: Any) -> Place:
+    """The tile with what a visit begins with, read from global memory."""
+    shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
+    row = (0 if shared_batch else batch, 0 if shared_head else head, tile)
+    return (batch, head, tile, *(mosaic_load(mem.heads.at[(*row, i)]) for i in range(4)))
 
-            def over(i: Any, carry: Any) -> Any:
-                head = start + i
-                return self.loop(head, self.first(head), lambda here, carry: visit(head, here, carry), carry)
 
-            return lax.fori_loop(0, count, over, carry)
+def each(plan: Plan, mem: Memory, only: Visits | None, visit: Callable[..., Any], carry: Any) -> Any:
+    """visit(visits, following, carry) -> (carry, upcoming) for each query tile of this block.
 
-        # one loop instead of two: what an outer loop carries stays in registers while the inner one runs
-        ranges = self.first(start)[0]
+    only: the one tile of a block without a list, where it has been read. following: a function that gives whether a
+    tile comes after this one, and that tile (any, where none comes), to be called once and late: a tile that has been
+    read takes registers. None where there is no list.
+    """
+    if mem.lists is None:
+        return visit(only or Visits(plan, mem), None, carry)[0]
+    block = lax.axis_index("block")
+    count = mosaic_load(mem.lists.at[block, 0])
 
-        def each(i: Any, carry: Any) -> Any:
-            which = lax.div(i, ranges)
-            return visit(start + which, self._range(0, i - which * ranges), carry)
+    def item(turn: Any) -> Any:
+        return mosaic_load(mem.lists.at[block, jnp.minimum(turn + 1, mem.lists.shape[1] - 1)])
 
-        return lax.fori_loop(0, count * ranges, each, carry)
+    def read(item: Any) -> Visits:
+        pair, tile = lax.div(item, plan.tiles), lax.rem(item, plan.tiles)
+        return Visits(plan, mem, place(mem, lax.div(pair, plan.heads), lax.rem(pair, plan.heads), tile))
+
+    def over(turn: Any, both: tuple[Place, Any]) -> tuple[Place, Any]:
+        here, carry = both
+        number = item(turn + 1)
+        carry, upcoming = visit(Visits(plan, mem, here), lambda: (turn + 1 < count, read(number)), carry)
+        return upcoming.at, carry
+
+    return lax.fori_loop(0, count, over, (read(item(0)).at, carry))[1]

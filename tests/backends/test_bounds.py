@@ -1,5 +1,7 @@
 """Visited ranges from arrays: constants on the host, traced ones on the device, the same ranges from both."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfc.backends import bounds
 from tfc.backends.bounds import TRACED, Traced, visited_ranges
 from tfc.formula.arithmetic import HOST, NOTHING_KNOWN
 from tfc.formula.expr import (
@@ -308,12 +311,26 @@ def test_a_field_at_the_ends_of_int32_decides_nothing():
 
 
 def test_the_mask_is_never_materialized():
-    """No array of a whole [N, M] score tile appears in the traced program: only tokens and tiles."""
+    """No array of a whole [N, M] score tile appears in the traced program: only tokens, and tiles against tiles; those
+    once more by tiles, inside reductions, where runs are numbered."""
     mask = both(causal(), documents())
     sizes = {"n": 4096, "m": 4096, "block_q": 64, "block_k": 64, "batch": 1, "heads": 1}
     jaxpr = jax.make_jaxpr(lambda s: visited_ranges(mask, [s], **sizes))(np.zeros((1, 4096), np.int32))
     largest = max(np.prod(np.shape(v.aval)) for eqn in jaxpr.jaxpr.eqns for v in eqn.outvars)  # type: ignore[arg-type]
-    assert largest <= 64 * 64 * 3
+    assert largest <= 64 * 64 * 64
+
+
+@pytest.mark.parametrize("ranked", [0, 64])
+def test_runs_are_found_both_ways(monkeypatch, ranked):
+    """By sorting, and by comparing each tile with each: runs of equal classes, empty ones dropped."""
+    monkeypatch.setattr(bounds, "RANKED", ranked)
+    drawn = np.random.default_rng(5).integers(0, 3, (2, 3, 20, 13)).astype(np.int32)
+    counts, ranges = jax.jit(bounds._ranges)(drawn)
+    for at in np.ndindex(2, 3, 20):
+        edges = [0, *(np.flatnonzero(np.diff(drawn[at])) + 1), 13]
+        runs = [[a, b, int(drawn[at][a] == 2)] for a, b in pairwise(edges) if drawn[at][a]]
+        assert counts[at] == len(runs)
+        np.testing.assert_array_equal(ranges[at], runs + [[0, 0, 0]] * (13 - len(runs)))
 
 
 def test_every_real_function_is_traced():

@@ -535,7 +535,7 @@ BEYOND: Mapping[str, tuple[Attention, tuple[TensorType, ...], str]] = {
     "sum": (op(Reduce("sum", ("d",), Read(0, (D,), R))), (TensorType((3,), DType.F32),), "neither"),
     "nothing but a sum": (op(Reduce("sum", ("d",), Read(0, (H, D), R))), (TensorType((4, 3), DType.F32),), "neither"),
     "statistic": (op(hard(2)), (), "`row.rank` is a statistic of the whole row"),
-    "weight": (op(weigh=apply("mul", P, apply("sigmoid", LSE))), (), "weighs by the softmax alone"),
+    "weight": (op(weigh=apply("mul", P, Var("row.mean", R))), (), "`row.mean` is a statistic of the whole row"),
     "straight": (op(apply("straight", S, S)), (), "`straight` has no form"),
     "stop": (op(apply("stop", S)), (), "`stop` has no form"),
     "quantile": (op(apply("normal_quantile", apply("sigmoid", S))), (), "`normal_quantile` has no form"),

@@ -129,7 +129,7 @@ def _judged(case: Case, eqn: Eqn, operands: list[Any], how: Mapping[str, Any]) -
     }
 
 
-MODULES = ("pairs", "visits", "inflight", "by_keys", "by_queries")
+MODULES = ("pairs", "meetings", "inflight", "by_keys", "by_queries")
 
 
 def mutated(edits: Mapping[str, str]) -> Any:

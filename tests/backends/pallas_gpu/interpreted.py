@@ -6,7 +6,7 @@ This module runs in a worker process (`tfc.testing.worker`): an interpreted kern
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfc.backends.kernel import Late, Target
-from tfc.backends.pallas_gpu import attention, streaming
+from tfc.backends.pallas_gpu import attention, schedule, streaming
 from tfc.compat import mosaic_races, reset_interpreter
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, Var, apply
-from tfc.ir.ops import Attention
+from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-S, H = Var("s", Kind.REAL), Var("h", Kind.INT)
+S, H, LSE = Var("s", Kind.REAL), Var("h", Kind.INT), Var("row.lse", Kind.REAL)
 Q, K = Token("q"), Token("k")
 YES = Const(True)
 CAUSAL = apply("le", K, Q)
@@ -61,15 +61,72 @@ class Formula:
     """A mask and a score, the captured arrays as drawn, and the same in plain numpy over dense arrays.
 
     dense: (s, q, k, h, captured) -> (score, mask): s [B, H, N, M]; q [N, 1], k [1, M] positions; h [H, 1, 1].
+    weigh, weights: the weigh formula, and the same as (s, p, lse, q, k, captured) -> [B, H, N, M], lse [B, H, N, 1].
     """
 
     mask: Expr = YES
     score: Expr = S
     captured: tuple[Draw, ...] = ()
     dense: Callable[..., tuple[Any, Any]]
+    weigh: Expr = P
+    weights: Callable[..., Any] | None = None
 
+
+def seen_causally(s: Any, q: Any, k: Any, h: Any, c: Any) -> tuple[Any, Any]:
+    return s, k <= q
+
+
+def logits(r: np.random.Generator, b: int, n: int, m: int, h: int) -> np.ndarray[Any, Any]:
+    return r.normal(size=h).astype(np.float32)
+
+
+def silu(x: Any) -> Any:
+    return x / (1 + np.exp(-x))
+
+
+WEIGHED: Mapping[str, Formula] = {
+    "sink": Formula(
+        mask=CAUSAL,
+        captured=(logits,),
+        dense=seen_causally,
+        weigh=apply("mul", P, apply("sigmoid", apply("sub", LSE, Read(0, (H,), Kind.REAL)))),
+        weights=lambda s, p, lse, q, k, c: p / (1 + np.exp(c[0][:, None, None] - lse)),
+    ),
+    "fading": Formula(  # two factors that rows share, one of them the query's own, and one of each pair
+        mask=CAUSAL,
+        captured=(lambda r, b, n, m, h: r.uniform(1, 2, (b, n)).astype(np.float32),),
+        dense=seen_causally,
+        weigh=apply(
+            "div",
+            apply("mul", P, apply("exp", apply("mul", Const(-0.01), apply("abs", apply("sub", Q, K))))),
+            apply("mul", Load(0, "q", Kind.REAL), Const(0.5)),
+        ),
+        weights=lambda s, p, lse, q, k, c: p * np.exp(-0.01 * np.abs(q - k)) / (0.5 * c[0][:, None, :, None]),
+    ),
+    "hstu": Formula(
+        mask=CAUSAL,
+        dense=seen_causally,
+        weigh=apply("div", apply("mul", S, apply("sigmoid", S)), Const(190.0)),
+        weights=lambda s, p, lse, q, k, c: silu(s) / 190,
+    ),
+    "relu2": Formula(
+        score=softcap(2.0),
+        mask=both(CAUSAL, window(40)),
+        dense=lambda s, q, k, h, c: (2 * np.tanh(s / 2), (k <= q) & (q - k < 40)),
+        weigh=apply("pow", apply("div", apply("max", S, Const(0.0)), Const(100)), Const(2)),
+        weights=lambda s, p, lse, q, k, c: (np.maximum(s, 0) / 100) ** 2,
+    ),
+    "clipped": Formula(
+        mask=apply("or", CAUSAL, apply("lt", K, Const(70))),
+        dense=lambda s, q, k, h, c: (s, (k <= q) | (k < 70)),
+        weigh=apply("min", apply("max", apply("sub", apply("mul", Const(1.1), P), Const(0.02)), Const(0.0)), Const(1)),
+        weights=lambda s, p, lse, q, k, c: np.clip(1.1 * p - 0.02, 0, 1),
+    ),
+}
+"""Weights other than the softmax's."""
 
 FORMULAS: Mapping[str, Formula] = {
+    **WEIGHED,
     "full": Formula(dense=lambda s, q, k, h, c: (s, True)),
     "causal": Formula(mask=CAUSAL, dense=lambda s, q, k, h, c: (s, k <= q)),
     "window": Formula(mask=both(CAUSAL, window(40)), dense=lambda s, q, k, h, c: (s, (k <= q) & (q - k < 40))),
@@ -135,11 +192,14 @@ class Case:
     h: int = 2
     g: int = 1
     d: int = 64
+    dv: int = 0
     dtype: str = "bfloat16"
     scale: float | None = None
     consumers: int = 2
     block_k: int = 64
     stages: int = 2
+    blocks: int = 0
+    functions: Any = "accurate"
     seed: int = 0
     large: float = 1.0
 
@@ -147,7 +207,11 @@ class Case:
 def arrays(case: Case, formula: Formula | None = None) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
     """q, k, v as float64 values that the case's type holds exactly, and the captured arrays."""
     rng = np.random.default_rng(case.seed)
-    shapes = [(case.b, case.n, case.h, case.d), (case.b, case.m, case.g, case.d), (case.b, case.m, case.g, case.d)]
+    shapes = [
+        (case.b, case.n, case.h, case.d),
+        (case.b, case.m, case.g, case.d),
+        (case.b, case.m, case.g, case.dv or case.d),
+    ]
     qkv = [np.asarray(jnp.asarray(rng.normal(size=s) * case.large, case.dtype), np.float64) for s in shapes]
     captured = [draw(rng, case.b, case.n, case.m, case.h) for draw in (formula or FORMULAS[case.formula]).captured]
     return qkv, captured
@@ -166,18 +230,27 @@ def scale_of(case: Case) -> float:
     return case.d**-0.5 if case.scale is None else case.scale
 
 
-def definition(case: Case, score: Any, mask: Any, v: Any, dtype: Any = np.float64) -> tuple[Any, Any]:
-    """softmax over the keys that count, times v; zeros and -inf where none does. dtype: what p is rounded to."""
+def definition(
+    case: Case, score: Any, mask: Any, v: Any, captured: list[Any], dtype: Any = np.float64
+) -> tuple[Any, Any]:
+    """softmax over the keys that count, times v; zeros and -inf where none does. dtype: what p is rounded to, or the
+    weights that the case's formula makes of it."""
     seen = np.where(mask, score, -np.inf)
     top = np.max(seen, axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(np.isneginf(top), 0, top)
     p = np.exp(seen - top)
     total = p.sum(-1, keepdims=True)
-    p = np.asarray(jnp.asarray(p.astype(np.float32), dtype), np.float64) if dtype != np.float64 else p
-    out = np.einsum("bhnm,bmhd->bnhd", p, np.repeat(v, case.h // case.g, axis=2))
     share = np.where(total == 0, 0, 1 / np.where(total == 0, 1, total))
     with np.errstate(divide="ignore"):
-        return out * np.swapaxes(share, 1, 2), (top + np.log(total))[..., 0]
+        lse = top + np.log(total)
+    if weights := FORMULAS[case.formula].weights:
+        at = np.arange(case.n)[:, None] + case.m - case.n, np.arange(case.m)[None]
+        wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in captured]
+        made = weights(score, p * share, np.where(total == 0, 0, lse), *at, wide)
+        p, share = np.where(mask, made, 0), np.ones_like(share)
+    p = np.asarray(jnp.asarray(p.astype(np.float32), dtype), np.float64) if dtype != np.float64 else p
+    out = np.einsum("bhnm,bmhd->bnhd", p, np.repeat(v, case.h // case.g, axis=2))
+    return out * np.swapaxes(share, 1, 2), lse[..., 0]
 
 
 def ranges(case: Case, mask: Any) -> tuple[Any, Any]:
@@ -207,7 +280,9 @@ def ranges(case: Case, mask: Any) -> tuple[Any, Any]:
 def plan(case: Case) -> Any:
     formula = FORMULAS[case.formula]
     return streaming.Plan(
-        config=streaming.Config(consumers=case.consumers, block_k=case.block_k, stages=case.stages),
+        config=streaming.Config(
+            consumers=case.consumers, block_k=case.block_k, stages=case.stages, functions=case.functions
+        ),
         batch=case.b,
         n=case.n,
         m=case.m,
@@ -218,6 +293,9 @@ def plan(case: Case) -> Any:
         scale=scale_of(case),
         score=formula.score,
         mask=formula.mask,
+        weigh=formula.weigh,
+        value_dim=case.dv,
+        blocks=case.blocks,
         interpret=True,
     )
 
@@ -250,12 +328,14 @@ class Errors:
         return f"lse is off by {self.lse:.2e} of its size" if self.lse > 2e-6 else ""
 
 
-def compared(case: Case, out: Any, lse: Any, score: Any, mask: Any, v: Any, tiles: int) -> dict[str, Any]:
+def compared(
+    case: Case, out: Any, lse: Any, score: Any, mask: Any, v: Any, captured: list[Any], tiles: int
+) -> dict[str, Any]:
     """The kernel's results beside the definition's."""
     out, lse = np.asarray(out, np.float64), np.asarray(lse, np.float64)
     assert not mosaic_races(), "RACE DETECTED"
-    right, right_lse = definition(case, score, mask, v)
-    low, _ = definition(case, score.astype(np.float32), mask, v, case.dtype)
+    right, right_lse = definition(case, score, mask, v, captured)
+    low, _ = definition(case, score.astype(np.float32), mask, v, captured, case.dtype)
     low = np.asarray(jnp.asarray(low, case.dtype), np.float64)
     blind = np.isneginf(right_lse)
     assert np.array_equal(np.isneginf(lse), blind), "rows that see nothing have lse = -inf, and no other rows"
@@ -279,6 +359,11 @@ def formulas() -> list[str]:
     return list(FORMULAS)
 
 
+def weighed() -> list[str]:
+    """Of those, the ones that weigh otherwise than by the softmax."""
+    return list(WEIGHED)
+
+
 def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Runs a case through the interpreted kernel, with ranges found by looking at every score, and compares.
 
@@ -292,9 +377,13 @@ def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> 
     reset_interpreter()
     kernel = attention.call(plan(case), (mutated(edits) if edits else streaming).launch)
     operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
-    out, lse = kernel(*operands, jnp.asarray(counts), jnp.asarray(triples), *map(jnp.asarray, captured))
+    lists: list[Any] = []
+    if case.blocks:
+        sizes = dict(batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
+        lists = [jnp.asarray(schedule.lists(counts, triples, **sizes))]
+    out, lse = kernel(*operands, jnp.asarray(counts), jnp.asarray(triples), *map(jnp.asarray, captured), *lists)
     visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
-    return compared(case, out, lse, score, mask, v, visited)
+    return compared(case, out, lse, score, mask, v, captured, visited)
 
 
 def mutated(edits: Mapping[str, str]) -> Any:
@@ -324,18 +413,18 @@ def judge_built(fields: Mapping[str, Any], traced: bool, row: int | None = None)
     kinds = {"i": DType.I32, "f": DType.F32, "b": DType.BOOL}
     types = [TensorType(x.shape, kind) for x in (q, k, v)]
     types += [TensorType(x.shape, kinds[x.dtype.kind]) for x in captured]
-    op = Attention(scale=scale_of(case), score=formula.score, mask=formula.mask)
+    op = Attention(scale=scale_of(case), score=formula.score, mask=formula.mask, weigh=formula.weigh)
     out_types = op.infer(*types)
     eqn = Eqn(tuple(map(Value, ("o", "l"), out_types)), op, tuple(Value(f"a{i}", t) for i, t in enumerate(types)))
-    target = Target(name="h200", platform="gpu", capability=9.0, interpret=True)
+    target = Target(name="h200", platform="gpu", capability=9.0, sms=case.blocks, interpret=True)
     assert attention.KERNEL.refuse(eqn, target) is None
-    function = attention.KERNEL.build(eqn, target)
+    function = attention.build(eqn, target, replace(attention.config_of(eqn, target), persistent=bool(case.blocks)))
     reset_interpreter()
     operands: list[Any] = [*(jnp.asarray(x, case.dtype) for x in (q, k, v)), *map(jnp.asarray, captured)]
     if row is not None:
         others = [jnp.full((3, *x.shape), jnp.nan, x.dtype).at[row].set(x) for x in operands[1:3]]
         operands[1:3] = [Late(x, jnp.int32(row), x.dtype) for x in others]
     out, lse = (jax.jit(function) if traced else function)(*operands)
-    assert (out.shape, lse.shape) == (q.shape, (case.b, case.h, case.n))
+    assert (out.shape, lse.shape) == ((*q.shape[:3], case.dv or case.d), (case.b, case.h, case.n))
     score, mask = dense(case, q, k, captured)
-    return compared(case, out, lse, score, mask, v, tiles=0)
+    return compared(case, out, lse, score, mask, v, captured, tiles=0)

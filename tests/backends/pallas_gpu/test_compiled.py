@@ -10,7 +10,25 @@ import pytest
 
 from tfc import aot
 
-CASES = [f"{mask} d{d}" for d in (32, 64, 128) for mask in ("full", "causal", "window1024")]
+CASES = [f"{mask} d{d}" for d in (32, 64, 128, 256) for mask in ("full", "causal", "window1024")]
+CASES += [
+    "causal d16",
+    "causal d80",
+    "causal d96",
+    "causal d160",
+    "causal d192/128",
+    "causal d64/128",
+    "causal d128/64",
+]
+CASES += [f"causal {word} d{d}" for d in (64, 128, 256) for word in ("softcap", "alibi", "documents", "sink")]
+CASES += [f"causal {word} d{d}" for d in (64, 128) for word in ("hstu", "relu2", "clipped")]
+CASES += [f"{mask} persistent d128" for mask in ("full", "causal", "window1024", "causal softcap", "causal alibi")]
+CASES += [
+    "causal persistent c2 d64",
+    "causal softcap balanced d128",
+    "causal softcap hardware d128",
+    "causal hstu hardware d64",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +44,7 @@ def reports() -> dict[str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert run.returncode == 0, run.stdout
     parts = re.split(r"^== (.*)$", run.stdout, flags=re.MULTILINE)
@@ -37,6 +55,7 @@ def reports() -> dict[str, str]:
 @pytest.mark.parametrize("case", CASES)
 def test_registers_suffice_and_products_overlap(reports: dict[str, str], case: str) -> None:
     """No spill, and no C7513: ptxas serializes products whose registers are written while they are in flight."""
-    (kernel,) = aot.parse_ptxas(reports[case])
-    assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
+    kernels = aot.parse_ptxas(reports[case])
+    assert kernels  # two, where weights need log-sum-exps beforehand and no case before has compiled those
+    assert all((k.spill_stores, k.spill_loads, k.stack) == (0, 0, 0) for k in kernels)
     assert "C75" not in reports[case]

@@ -9,6 +9,7 @@ from tfc.testing.worker import CaseFailed, CaseHangs, Worker
 
 CAUSAL = dict(formula="causal", h=4, g=2, n=60, m=150)
 WIDE = dict(formula="causal", h=1, n=60, m=330)  # one query tile, more key tiles than a ring holds
+LISTS = dict(formula="causal", h=2, n=140, m=140, d=32, blocks=1)  # tile after tile by one block
 
 LIMIT = 20.0
 """Seconds for a case that takes one or two, and not for ever."""
@@ -59,8 +60,8 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         CAUSAL,
     ),
     "rows of the first consumer for all": (
-        "first = visits.tile * config.block_q + wg * ROWS",
-        "first = visits.tile * config.block_q",
+        "first = tile.tile * config.block_q + wg * ROWS",
+        "first = tile.tile * config.block_q",
         CAUSAL,
     ),
     "values of the tile after": (
@@ -69,7 +70,33 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         CAUSAL,
     ),
     "no wait for Q": ("plgpu.barrier_wait(mem.q_ready.at[wg])", "pass", CAUSAL),
-    "no wait for the first K": ("plgpu.barrier_wait(mem.k_ready.at[0])", "pass", CAUSAL),
+    "no wait for the first K": ("plgpu.barrier_wait(mem.k_ready.at[begin])", "pass", CAUSAL),
+    "outputs overwritten while they are stored": (
+        "plgpu.wait_smem_to_gmem(0)  # what the tile before stored",
+        "pass",
+        LISTS,
+    ),
+    "the same queries again": (
+        "pl.when(more)(partial(fetch, upcoming))",
+        "pl.when(more)(partial(fetch, visits))",
+        LISTS,
+    ),
+    "the ring begun anew with each tile": ("begin = lax.rem(step, config.stages)", "begin = 0", LISTS),
+    "a factor of rows forgotten": (
+        "shared = jnp.where(total == 0, 0.0, share.value / total)",
+        "shared = jnp.where(total == 0, 0.0, 1 / total)",
+        dict(formula="sink", n=60, m=70),
+    ),
+    "weights of keys that are not seen": (
+        "return jnp.where(self.seen(key_tile), weight, 0.0) if masked and not early else weight",
+        "return weight",
+        dict(formula="clipped", n=60, m=150),
+    ),
+    "scores of keys that are not seen": (
+        "natural = jnp.where(self.seen(key_tile), natural, 0.0)",
+        "pass",
+        dict(formula="hstu", n=60, m=150),
+    ),
     "no wait for V": ("plgpu.barrier_wait(mem.v_ready.at[before])", "pass", CAUSAL),
     "no wait for the next K": ("plgpu.barrier_wait(mem.k_ready.at[slot])", "pass", WIDE),
     "no wait for the last V": ("plgpu.barrier_wait(mem.v_ready.at[slot])", "pass", WIDE),
@@ -81,7 +108,7 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 
 
 SLOW = {
-    "a range's last tile twice", "K never released", "V never released",  # these hang
+    "a range's last tile twice", "K never released", "V never released", "the ring begun anew with each tile",  # hang
     "natural for binary logarithms", "rows of the first consumer for all", "no wait for the first K",
     "no wait for the last V", "V overwritten while it is read", "values of the tile after",
 }  # fmt: skip
@@ -112,7 +139,7 @@ def test_the_kernel_itself_passes(worker: Worker, case: dict[str, Any]) -> None:
 
 def test_a_hang_is_ended_in_words(worker: Worker) -> None:
     """A barrier nobody arrives at: the case is ended within its limit, and the next one runs."""
-    line = "plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, config.consumers)])"
+    line = "plgpu.barrier_arrive(mem.turn.at[lax.rem(wg + 1, consumers)])"
     with pytest.raises(CaseHangs, match="hangs: no result after"):
         worker.call("interpreted:judge", CAUSAL, {line: "pass"}, limit=5.0)
     assert not verdict(worker, WIDE, None)

@@ -3,16 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tfc.backends.kernel import Target
-from tfc.backends.pallas_gpu.attention import KERNEL, config_for
+from tfc.backends.pallas_gpu.attention import KERNEL, build, config_for
+from tfc.backends.pallas_gpu.weighing import LSE
 from tfc.formula.expr import Const, Expr, Kind, Load, Read, Token, Var, apply
 from tfc.ir.ops import YES, Attention, P, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-H200 = Target(name="h200", platform="gpu", capability=9.0)
+H200 = Target(name="h200", platform="gpu", capability=9.0, sms=132)
 H, Q, K = Var("h", Kind.INT), Token("q"), Token("k")
 
 
@@ -39,10 +42,16 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "platform": ({}, dict(platform="tpu"), "needs a GPU, the target is tpu"),
     "capability": ({}, dict(capability=10.0), "needs compute capability 9.0 (Hopper), the target has 10.0"),
     "dtype": (dict(dtype=DType.F32), {}, "computes in bf16 or f16, the operands are f32"),
-    "head size": (dict(d=80), {}, "head size 80 is not 32, 64 or 128"),
-    "value size": (dict(dv=32), {}, "values of size 32 differ from the head size 64"),
+    "head size": (dict(d=72), {}, "head size 72: takes multiples of 16 up to 256"),
+    "value size": (dict(dv=272), {}, "values of size 272: takes multiples of 16 up to 256"),
     "primitive": (dict(score=apply("erf", S)), {}, "`erf` has no form in Mosaic GPU"),
-    "weigh": (dict(weigh=apply("mul", P, Const(2.0))), {}, "weighs by the softmax alone, not by `p * 2.0`"),
+    "weigh": (dict(weigh=apply("erf", P)), {}, "`erf` has no form in Mosaic GPU"),
+    "weights in f16": (dict(dtype=DType.F16, weigh=apply("max", S, Const(0.0))), {}, "nothing bounds `max(s, 0.0)`"),
+    "table in a weigh formula": (
+        dict(weigh=apply("mul", P, Read(0, (apply("sub", Q, K), H), Kind.REAL)), captured=(TABLE,)),
+        {},
+        "reads tables per head or per token",
+    ),
     "scores in a mask": (dict(mask=apply("gt", S, Const(0.0))), {}, "masks by tokens and heads, and `s > 0.0`"),
     "table": (
         dict(score=apply("add", S, Read(0, (apply("sub", Q, K), H), Kind.REAL)), captured=(TABLE,)),
@@ -65,7 +74,7 @@ def test_refusals(name: str) -> None:
     assert reason in said
 
 
-@pytest.mark.parametrize("d", [32, 64, 128])
+@pytest.mark.parametrize("d", [16, 64, 80, 128, 256])
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
 def test_served(d: int, dtype: DType) -> None:
     slope, real = TensorType((4,), DType.F32), TensorType((2, 32), DType.BOOL)
@@ -79,11 +88,29 @@ def test_served(d: int, dtype: DType) -> None:
     assert KERNEL.notes(eqn, H200) == said
 
 
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("head_dim", range(16, 257, 16))
 @pytest.mark.parametrize("n", [1, 128, 4096])
 @pytest.mark.parametrize("fields", [False, True])
 def test_blocks_fit_into_shared_memory(head_dim: int, n: int, fields: bool) -> None:
-    """Q, the rings of K and V, the log-sum-exps: 227 KiB is what a Hopper block may have."""
-    config = config_for(head_dim, n, fields)
-    tiles = config.block_q + 2 * config.stages * config.block_k
-    assert tiles * head_dim * 2 + config.block_q * 4 <= 227 * 1024 - 1024
+    """Q, the rings of K and V, the log-sum-exps: 227 KiB is what a Hopper block may have; and two stages overlap."""
+    for values in range(16, 257, 16):
+        config = config_for(head_dim, n, fields, values)
+        rows = config.block_q * (max(head_dim, values) * 2 + 4)
+        assert rows + config.stages * config.block_k * (head_dim + values) * 2 <= 227 * 1024 - 1024
+        assert config.stages >= 2
+
+
+def test_what_does_not_fit_is_refused_in_words() -> None:
+    """An option that asks for more memory than a block has: Q, outputs and rings at head size 256."""
+    eqn = attention(d=256)
+    config = replace(config_for(256, 32), persistent=True)
+    q = jax.ShapeDtypeStruct((2, 32, 4, 256), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"takes \d+ bytes of shared memory, a block has 232448"):
+        jax.eval_shape(build(eqn, H200, config), q, q, q)
+
+
+def test_two_passes_are_noted() -> None:
+    """Weights that need the log-sum-exp before any of them is known take a launch more, and reports say so."""
+    assert KERNEL.notes is not None
+    assert "passes" in KERNEL.notes(attention(weigh=apply("max", P, Const(0.5))), H200)
+    assert "passes" not in KERNEL.notes(attention(weigh=apply("mul", P, apply("sigmoid", LSE))), H200)
