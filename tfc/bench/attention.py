@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from statistics import median
 
 import jax
@@ -241,7 +242,7 @@ def run(
                 command=f"tfc bench attention --against {','.join(against)}",
             )  # fmt: skip
 
-    for case, direction in ((c, d) for c in ATTENTION if only in c.name for d in directions):
+    for case, direction in product([c for c in ATTENTION if only in c.name], directions):
         found = _prepare(case, direction, kernel, target, peers)
         for peer in peers:
             if peer.name in found.runners:

@@ -28,7 +28,7 @@ def bench(
     Raises TfcError (E820) where the suite, a peer or the device is not what the suite needs.
     """
     from tfc.bench.attention import BenchError, run
-    from tfc.bench.cases import DIRECTIONS
+    from tfc.bench.cases import DIRECTIONS, Direction
     from tfc.bench.peers import PEERS
     from tfc.targets import resolve
 
@@ -56,7 +56,7 @@ def bench(
 
     rows: list[Row] = []
     try:
-        directions = [d for d in DIRECTIONS if direction in (None, d)]
+        directions: list[Direction] = [d for d in DIRECTIONS if direction in (None, d)]
         for outcome in run(KERNEL, target, against, only=only, samples=samples, directions=directions):
             rows += outcome.rows
             for row in outcome.rows:
