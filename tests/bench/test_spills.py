@@ -17,13 +17,7 @@ pytestmark = pytest.mark.aot
 DTYPES = {DType.BF16: jnp.bfloat16, DType.F32: jnp.float32, DType.I32: jnp.int32}
 
 
-SPILLS = pytest.mark.xfail(
-    strict=True, reason="softcap spills 4 bytes (JAX 0.11: 12); half the key tile took 9 % longer in an earlier build"
-)
-CASES = [pytest.param(c, id=c.name, marks=[SPILLS] if c.name.startswith("softcap") else []) for c in ATTENTION]
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda c: c.name)
 def test_no_benchmarked_kernel_spills(case: AttentionCase) -> None:
     if lacking := aot.missing("h200"):
         (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
