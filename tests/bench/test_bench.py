@@ -16,7 +16,8 @@ from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, Direction, and_all
 from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
-from tfc.commands.bench import shown
+from tfc.commands.bench import bench, shown
+from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention
 from tfc.ir.program import Eqn
@@ -103,6 +104,11 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.rows[0].floor_ms == pytest.approx(3.5 * forward.rows[0].floor_ms)
     (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], samples=1, directions=["both"])
     assert not outcome.rows and outcome.refusals == {"xla": "has no gradient of its own"}
+
+
+def test_a_suite_without_directions_refuses_one(tmp_path: Path) -> None:
+    with pytest.raises(TfcError, match="has no directions"):
+        bench("approximation", [], "", 3, tmp_path, False, "both")
 
 
 def _jax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:

@@ -149,7 +149,7 @@ def apart(ours: Sequence[jax.Array], theirs: Sequence[jax.Array]) -> float:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Served:
     """Who serves a case, what each is away from what is right, and who refuses, in words."""
 
     runners: dict[str, Runner]
@@ -159,7 +159,7 @@ class Prepared:
 
 def _prepare(
     case: AttentionCase, direction: Direction, kernel: Kernel, target: Target, peers: Sequence[Peer]
-) -> Prepared:
+) -> Served:
     """Us and every peer that serves the case. Distances are to the definition; those of gradients are ours to the
     definition of a shorter problem, and the peers' to ours.
 
@@ -171,7 +171,7 @@ def _prepare(
         own = kernel.gradient
         reason = reason or ("has no gradient of its own" if own is None else own.refuse(eqn, target))
     if reason:
-        return Prepared({}, {}, {kernel.name: reason})
+        return Served({}, {}, {kernel.name: reason})
     built, sets = differentiable(kernel, eqn, target, XLA), operand_sets(case, direction)
     runner, result = prepared(lambda *operands: built(*operands)[0], sets, direction)
     runners: dict[str, Runner] = {kernel.name: runner}
@@ -195,7 +195,7 @@ def _prepare(
         limit = GRADIENTS
     if not errors[kernel.name] <= max(limit, 4e-3):
         raise BenchError(f"{case.name}: {kernel.name} is {errors[kernel.name]:.2e} from float64, peers {errors}")
-    return Prepared(runners, errors, refusals)
+    return Served(runners, errors, refusals)
 
 
 def matrix_rate(samples: int = 5) -> float:

@@ -26,7 +26,8 @@ class Row:
     """One case against one peer, measured in one run. Times are device milliseconds, medians of `samples`.
 
     ratio: peer_ms / ours_ms, above 1 tfc is faster. floor_ms: what FLOPs and bytes alone need on this device.
-    errors: norm-wise distance to float64 on sampled rows, ours and the peer's. quality: of a suite of approximations,
+    errors: norm-wise distance to float64 on sampled rows, ours and the peer's; of direction `both`, ours also of the
+    gradients of a shorter problem, and the peer's to ours. quality: of a suite of approximations,
     what else was judged, by name; its module says what.
     """
 

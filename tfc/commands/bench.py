@@ -25,13 +25,15 @@ def bench(
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
     result is wrong. direction: `forward` or `both` of the suite `attention`, None for each.
 
-    Raises TfcError (E820) where the suite, a peer or the device is not what the suite needs.
+    Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
     from tfc.bench.attention import BenchError, run
     from tfc.bench.cases import DIRECTIONS, Direction
     from tfc.bench.peers import PEERS
     from tfc.targets import resolve
 
+    if direction is not None and suite != "attention":
+        raise TfcError(Diagnostic("E820", f"`{suite}` has no directions", help="leave `--direction` out"))
     if suite == "approximation":
         return _approximation(only, samples, folder, save)
     if suite == "minilm":
