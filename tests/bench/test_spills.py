@@ -20,7 +20,13 @@ DTYPES = {DType.BF16: jnp.bfloat16, DType.F32: jnp.float32, DType.I32: jnp.int32
 SPILLS = pytest.mark.xfail(
     strict=True, reason="softcap spills 4 bytes (JAX 0.11: 12); half the key tile took 9 % longer in an earlier build"
 )
-CASES = [pytest.param(c, id=c.name, marks=[SPILLS] if c.name.startswith("softcap") else []) for c in ATTENTION]
+SERVED = [c for c in ATTENTION if c.head_dim < 256]
+CASES = [pytest.param(c, id=c.name, marks=[SPILLS] if c.name.startswith("softcap") else []) for c in SERVED]
+
+
+@pytest.mark.parametrize("case", [c for c in ATTENTION if c not in SERVED], ids=lambda c: c.name)
+def test_wider_heads_are_refused(case: AttentionCase) -> None:
+    assert KERNEL.refuse(case.eqn(), resolve("h200")) == "head size 256 is not 32, 64 or 128"
 
 
 @pytest.mark.parametrize("case", CASES)
