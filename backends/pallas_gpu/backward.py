@@ -20,9 +20,9 @@ from tfc.backends.pallas_gpu import by_keys, by_queries
 from tfc.backends.pallas_gpu.attention import KERNEL as FORWARD
 from tfc.backends.pallas_gpu.attention import operands, padded, up
 from tfc.backends.pallas_gpu.pairs import Config, Leaf, Plan, leaves_of
-from tfc.backends.pallas_gpu.streaming import ROWS
+from tfc.backends.pallas_gpu.plan import INTRICATE, ROWS
 from tfc.formula.derive import S, derivative
-from tfc.formula.expr import FormulaError, Load, Side, walk
+from tfc.formula.expr import Apply, FormulaError, Load, Side, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 
@@ -39,23 +39,29 @@ KERNELS: Mapping[Side, Callable[[Plan], Callable[..., tuple[Array, ...]]]] = {
 HEAD_DIMS = (32, 64, 128, 256)
 
 
-def configs_for(head_dim: int, n: int, more: bool = False, keys: bool = False) -> dict[str, Config]:
-    """Block sizes by the gradients that a kernel gives, from its registers: none of these was measured yet.
+def configs_for(
+    head_dim: int, n: int, *, more: bool = False, keys: bool = False, intricate: bool = False, plain: bool = False
+) -> dict[str, Config]:
+    """Block sizes by the gradients that a kernel gives: of those that fit its registers, at 64 and 128 the fastest of
+    those measured on an H200.
 
     A consumer over keys holds two sums of 64 x D and two tiles of scores: at 128 these are 192 of its 240 registers.
-    One over queries holds one sum, and at 64 leaves room for a third consumer, which with few queries only waits.
-    more: the kernel over queries sums gradients of captured arrays too, or reads fields of the keys, which do not fit
-    beside a third consumer. keys: the one over keys sums gradients of captured arrays too; at 128 they do not fit
-    beside both dk and dv, which then are a kernel each, for an eighth product. At 256 dk alone takes 128 registers, and
-    the tiles leave shared memory for a ring of one.
+    One over queries holds one sum. At 64 there is room for tiles of twice the width.
+    more: the kernel over queries sums gradients of captured arrays too, or reads fields of the keys; intricate: the
+    score has functions with many values under way. Neither fits beside such tiles.
+    keys: the kernel over keys sums gradients of captured arrays too; at 128 they do not fit beside both dk and dv,
+    which then are a kernel each, for an eighth product.
+    plain: the score is `s` and no field is read, which leaves room for a product that runs ahead.
+    At 256 dk alone takes 128 registers, and the tiles leave shared memory for a ring of one.
     """
     if head_dim == 256:
         return {"q": Config(stages=1), "k": Config(stages=1), "v": Config(stages=2)}
-    few = head_dim == 128 or more or n <= 2 * ROWS
-    over_queries = Config(consumers=2 if few else 3, columns=64, stages=4, ahead=True)
-    if keys and head_dim == 128:
-        return {"q": over_queries, "k": Config(stages=3), "v": Config(stages=4)}
-    return {"q": over_queries, "kv": Config(stages=4)}
+    if head_dim == 128 and keys:
+        return {"q": Config(stages=4, ahead=True), "k": Config(stages=3), "v": Config(stages=4)}
+    if head_dim == 128 or more or intricate or n <= 2 * ROWS:
+        return {"q": Config(stages=4, ahead=True), "kv": Config(stages=4, ahead=head_dim == 128 and plain)}
+    wide = Config(columns=128, stages=3)
+    return {"q": replace(wide, ahead=True), "kv": wide}
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -169,9 +175,17 @@ def plans_of(eqn: Eqn, target: Target) -> tuple[Plan, ...]:
     assert isinstance(op, Attention)
     (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
     leaves = leaves_of(op.score, _trained(eqn))
-    fields = any(isinstance(node, Load) and node.side == "k" for f in (op.score, op.mask) for node in walk(f))
+    read = {node.side for f in (op.score, op.mask) for node in walk(f) if isinstance(node, Load)}
+    configs = configs_for(
+        head_dim,
+        n,
+        more="k" in read or bool(leaves["q"]),
+        keys=bool(leaves["k"]),
+        intricate=any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(op.score)),
+        plain=op.score == S and not read,
+    )
     plans = []
-    for gives, config in configs_for(head_dim, n, fields or bool(leaves["q"]), bool(leaves["k"])).items():
+    for gives, config in configs.items():
         side: Side = "q" if gives == "q" else "k"
         plan = Plan(
             # interpreted warpgroups are threads that wait for one another: see the forward kernel

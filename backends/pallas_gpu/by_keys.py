@@ -6,11 +6,14 @@ in registers already (arXiv:2407.08608),
 
     s^T = k q^T    p^T = exp(score - lse)    dv += p^T dO    dp^T = v dO^T    dk += ds^T q
 
+The last product of a tile can run beside the next tile's exponentials: `Config.ahead`. Then a tile's p^T dO also runs
+beside the rest of its own arithmetic.
+
 The heads of a group are added up in order by the same threads: two runs give the same bits. Where both sums do not
 fit the registers, one launch makes dk and one dv (`Plan.gives`), and s^T is computed twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tfc.backends.formula import Placed
-from tfc.backends.pallas_gpu.inflight import anew, empty_sums, parts, successive, sums_of, terms, zeros
+from tfc.backends.pallas_gpu.inflight import Term, anew, empty_sums, parts, successive, sums_of, terms, zeros
 from tfc.backends.pallas_gpu.meetings import Meetings
 from tfc.backends.pallas_gpu.mma import product
 from tfc.backends.pallas_gpu.pairs import Kept, Pairs, Plan
@@ -62,6 +65,7 @@ class Memory:
     v_ready: Any = None
     sums_tile: Any = None
     staging: Any = None
+    zeroed: Any = None
 
 
 class Place:
@@ -75,14 +79,18 @@ class Place:
 
 
 def produce(plan: Plan, place: Place, mem: Memory) -> None:
-    """The memory warpgroup: fills each slot of the rings as soon as every consumer has left it."""
+    """The memory warpgroup: fills each slot of the rings as soon as every consumer has left it.
+
+    Consumers that run ahead leave a slot a step late; until their first step they are in the last one, as `Ahead` says.
+    """
     stages, columns = plan.config.stages, plan.config.columns
+    free = stages - 1 if plan.config.ahead else stages
 
     def fill(tile: Any, step: Any, head: Any) -> Any:
         slot = lax.rem(step, stages)
         part = pl.ds(tile * columns, columns)
 
-        @pl.when(step >= stages)
+        @pl.when(step >= free)
         def _left() -> None:
             plgpu.barrier_wait(mem.free.at[slot])
 
@@ -99,9 +107,12 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     steps = place.meetings.heads(place.head, place.group, over_range, jnp.int32(0))
 
-    @pl.loop(0, jnp.minimum(steps, stages))
+    @pl.loop(0, jnp.minimum(steps, free))
     def _drain(left: Any) -> None:  # every arrival at a barrier is met by a wait
         plgpu.barrier_wait(mem.free.at[left])
+
+    if plan.config.ahead:
+        plgpu.barrier_wait(mem.free.at[stages - 1])
 
 
 class Consumer:
@@ -120,15 +131,18 @@ class Consumer:
         self.pairs = Pairs(plan, place.batch, mem.captured, self.first)
 
     def run(self) -> None:
+        carry = self.place.meetings.heads(self.place.head, self.place.group, self.over_range, self.begin())
+        self.finish(*carry[1:])
+
+    def begin(self) -> tuple[Any, dict[str, tuple[Array, ...]], tuple[Array, ...]]:
+        """Waits for the keys and values -> the first step, and empty sums."""
         plan, mem = self.plan, self.mem
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.k_ready.at[self.wg])
         if self.v_tile is not None:
             plgpu.barrier_wait(mem.v_ready.at[self.wg])
         totals = {name: empty_sums(plan.head_dim) for name in plan.gives}
-        carry = (jnp.int32(0), totals, (none,) * len(plan.leaves))
-        carry = self.place.meetings.heads(self.place.head, self.place.group, self.over_range, carry)
-        self.finish(*carry[1:])
+        return jnp.int32(0), totals, (none,) * len(plan.leaves)
 
     def over_range(self, head: Any, here: Any, carry: Any) -> Any:
         start, end, full = here
@@ -141,8 +155,7 @@ class Consumer:
         plan, mem = self.plan, self.mem
         step, totals, sums = carry
         slot = anew(lax.rem(step, plan.config.stages), step)
-        plgpu.barrier_wait(mem.q_ready.at[slot])
-        p, ds, more = self.scores(tile * plan.config.columns, head, step, slot, masked)
+        (p, ds, more), _ = self.scores(tile * plan.config.columns, head, step, slot, masked)
         products = []
         if "v" in totals:
             products += terms(totals["v"], p.astype(plan.dtype), mem.do_ring.at[slot])
@@ -154,10 +167,19 @@ class Consumer:
         return step + 1, totals, tuple(a + b for a, b in zip(sums, more, strict=True))
 
     def scores(
-        self, first: Any, head: Any, step: Any, slot: Any, masked: bool
-    ) -> tuple[Array, Array, tuple[Array, ...]]:
-        """p and ds [64, columns], ds without the scale, and the leaves' sums, of the tile in a slot."""
+        self,
+        first: Any,
+        head: Any,
+        step: Any,
+        slot: Any,
+        masked: bool,
+        behind: Sequence[Term] = (),
+        dv: Sequence[Array] = (),
+    ) -> tuple[tuple[Array, Array, tuple[Array, ...]], tuple[Array, ...]]:
+        """p and ds [64, columns], ds without the scale, and the leaves' sums, of the tile in a slot; the sums of the
+        terms behind it, and dv with what the tile adds to it where it is given."""
         plan, mem, pairs = self.plan, self.mem, self.pairs
+        plgpu.barrier_wait(mem.q_ready.at[slot])
         tile = pairs.tile(first, head)
         mine = anew(self.wg, step)
         k_tile = mem.k_tile.at[mine]
@@ -173,11 +195,11 @@ class Consumer:
         if self.v_tile is None:
             p = early(product(k_tile, q.T, watched=plan.interpret))[0]
             do_ready()
-            return p, p, ()
+            return (p, p, ()), ()
         nothing = zeros(ROWS, plan.config.columns)
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         delta = Placed(mosaic_load(mem.delta_ring.at[slot], COLUMN), (1,))
-        (p, ds, more), _ = successive(
+        return successive(
             k_tile,
             q.T,
             mem.v_tile.at[mine],
@@ -187,9 +209,10 @@ class Consumer:
             early=early,
             late=lambda found, dp: (found[0], *pairs.gradients(tile, found[1], dp)),
             state=(nothing, nothing, (none,) * len(plan.leaves)),
+            behind=behind,
+            beside=terms(dv, lambda found: found[0].astype(plan.dtype), do) if dv else (),
             staging=self.staging,
         )
-        return p, ds, more
 
     def finish(self, totals: dict[str, tuple[Array, ...]], sums: tuple[Array, ...]) -> None:
         """Stores, through the shared memory that held the keys and values."""
@@ -210,6 +233,51 @@ class Consumer:
         plgpu.wait_smem_to_gmem(0)
 
 
+class Ahead(Consumer):
+    """The same, with the product `ds^T q` of each tile beside the exponentials of the next one, and `p^T dO` beside
+    what is left of its own.
+
+    What is added to dk comes one tile late. Before the first there is a tile of zeros, in the last slot of the ring,
+    so that the loop begins like any other step and a block that meets no queries ends like any other.
+    """
+
+    def run(self) -> None:
+        plan, mem = self.plan, self.mem
+        nothing = plgpu.layout_cast(jnp.zeros((ROWS, plan.config.columns), plan.dtype), plgpu.Layout.WGMMA)
+        before = mem.q_ring.at[plan.config.stages - 1]
+
+        @pl.when(self.wg == 0)
+        def _zeros() -> None:
+            before[...] = plgpu.layout_cast(jnp.zeros(before.shape, plan.dtype), plgpu.Layout.WGMMA)
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(mem.zeroed)
+
+        plgpu.barrier_wait(mem.zeroed)
+        carry = (*self.begin(), nothing)
+        carry = self.place.meetings.heads(self.place.head, self.place.group, self.over_range, carry)
+        step, totals, sums, ds = carry
+        last = self.before(step)
+        totals["k"] = sums_of(*terms(totals["k"], ds, mem.q_ring.at[last]), staging=self.staging)
+        plgpu.barrier_arrive(mem.free.at[last])
+        self.finish(totals, sums)
+
+    def before(self, step: Any) -> Any:
+        """The slot of the step before."""
+        return lax.rem(step + (self.plan.config.stages - 1), self.plan.config.stages)
+
+    def visit(self, tile: Any, carry: Any, head: Any, masked: bool) -> Any:
+        plan, mem = self.plan, self.mem
+        step, totals, sums, ds = carry
+        slot, last = (anew(x, step) for x in (lax.rem(step, plan.config.stages), self.before(step)))
+        behind = terms(totals["k"], ds, mem.q_ring.at[last])
+        first = tile * plan.config.columns
+        (_, ds, more), found = self.scores(first, head, step, slot, masked, behind, totals.get("v", ()))
+        plgpu.barrier_arrive(mem.free.at[last])
+        made = {"k": found[: len(behind)], "v": found[len(behind) :]}
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True))
+        return step + 1, {name: made[name] for name in totals}, sums, ds.astype(plan.dtype)
+
+
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
     (q, k, v, do, lse, delta, firsts, triples), rest = refs[:8], refs[8:]
@@ -224,7 +292,7 @@ def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     @pl.when(wg < consumers)
     def _consumer() -> None:
         plgpu.set_max_registers(REGISTERS[consumers][0], action="increase")
-        Consumer(plan, place, mem).run()
+        (Ahead if plan.config.ahead else Consumer)(plan, place, mem).run()
 
     @pl.when(wg == consumers)
     def _producer() -> None:
@@ -261,6 +329,7 @@ def tile_memory(plan: Plan) -> dict[str, Any]:
         delta_ring=numbers,
         k_ready=plgpu.Barrier(num_barriers=consumers),
         v_ready=plgpu.Barrier(num_barriers=consumers) if "k" in plan.gives else None,
+        zeroed=plgpu.Barrier() if config.ahead else None,
         q_ready=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
         do_ready=plgpu.Barrier(num_barriers=stages),
         free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
@@ -279,8 +348,10 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, ...]]:
     M of k, v, dk, dv is the plan's rounded up to a multiple of 8, as is N of q and do: the copy engine moves tiles of
     8 rows. lse, delta: float32 [B, H, N], to the end of the last tile of queries, lse in base 2 and +inf for queries
     that see nothing or do not exist, delta finite. firsts, triples: as in `Meetings`, of query tiles by key tile.
-    captured: as for the forward kernel.
+    captured: as for the forward kernel. Raises ValueError where dv alone is asked for ahead: nothing of it comes late.
     """
+    if plan.config.ahead and "k" not in plan.gives:
+        raise ValueError("dv alone has no product that could run beside the next tile's exponentials")
     m = -(-plan.m // 8) * 8
     gradient = jax.ShapeDtypeStruct((plan.batch, m, plan.kv_heads, plan.head_dim), plan.dtype)
     sums = (len(plan.leaves), plan.batch, plan.kv_heads, plan.tiles * plan.config.rows)

@@ -14,10 +14,12 @@ from jax import lax
 
 from tfc.backends.pallas_gpu.mma import mma, product
 
-__all__ = ["anew", "empty_sums", "parts", "successive", "sums_of", "terms", "zeros"]
+__all__ = ["Term", "anew", "empty_sums", "parts", "successive", "sums_of", "terms", "zeros"]
 
 Array = jax.Array
 Nothing = Callable[[], None]
+Term = tuple[Array, Array, Any]
+"""acc, a and b of acc + a b."""
 
 
 WIDEST = 128
@@ -34,8 +36,8 @@ def empty_sums(head_dim: int) -> tuple[Array, ...]:
     return tuple(zeros(64, part.size) for part in parts(head_dim))
 
 
-def terms(accs: Sequence[Array], a: Array, b: Any) -> list[tuple[Array, Array, Any]]:
-    """Each part's share of acc + a b, for `sums_of`. b: [K, head_dim] in shared memory."""
+def terms[A](accs: Sequence[Array], a: A, b: Any) -> list[tuple[Array, A, Any]]:
+    """Each part's share of acc + a b, for `sums_of` and `successive`. b: [K, head_dim] in shared memory."""
     if len(accs) == 1:
         return [(accs[0], a, b)]
     return [(acc, a, b.at[:, part]) for acc, part in zip(accs, parts(b.shape[1]), strict=True)]
@@ -66,45 +68,50 @@ def successive[Early, State](
     early: Callable[[Array], Early],
     late: Callable[[Early, Array], State],
     state: State,
-    behind: Sequence[tuple[Array, Array, Any]] = (),
+    behind: Sequence[Term] = (),
+    beside: Sequence[tuple[Array, Callable[[Early], Array], Any]] = (),
     staging: Any = None,
 ) -> tuple[State, tuple[Array, ...]]:
-    """(late(early(x y), base + z w), acc + a b of each term behind): `early` runs beside all later products, `late`
-    beside those of `behind`.
+    """(late(early(x y), base + z w), acc + a b of each term behind, then of each beside): `early` runs beside all
+    products up to those of `behind`, `late` beside those of `behind` and `beside`.
 
-    x, z: [R, L], y, w: [L, C] in shared memory, base [R, C] in registers. behind: terms as in `sums_of`. `between`
-    runs before z w is issued, to wait for its operands. state: arrays of the shapes, dtypes and layouts that `late`
-    gives; what it gives may be rounded only after this returns.
+    x, z: [R, L], y, w: [L, C] in shared memory, base [R, C] in registers. behind: terms as in `sums_of`; beside: terms
+    whose `a` is made of what `early` gives. `between` runs before z w is issued, to wait for its operands. state:
+    arrays of the shapes, dtypes and layouts that `late` gives; what it gives may be rounded only after this returns.
     staging: as in `mma`, where kernels are interpreted.
     """
     if staging is not None:
         first = product(x, y, watched=True)
         between()
         second = base + product(z, w, watched=True)
-        return late(early(first), second), sums_of(*behind, staging=staging)
+        found = early(first)
+        sums = sums_of(*behind, *((acc, a(found), b) for acc, a, b in beside), staging=staging)
+        return late(found, second), sums
 
     def issue(refs: Any) -> None:
         first, second, totals, kept = refs
         plgpu.wgmma(first, x, y)
         between()
         plgpu.wgmma(second, z, w)
-        for total, (_, a, b) in zip(totals, behind, strict=True):
+        for total, (_, a, b) in zip(totals, behind, strict=False):
             plgpu.wgmma(total, a, b)
         found = early(plgpu.wgmma_accumulator_load(first, wait_n=len(behind) + 1))
-        given = late(found, plgpu.wgmma_accumulator_load(second, wait_n=len(behind)))
+        for total, (_, make, b) in zip(totals[len(behind) :], beside, strict=True):
+            plgpu.wgmma(total, make(found), b)
+        given = late(found, plgpu.wgmma_accumulator_load(second, wait_n=len(totals)))
         for ref, new in zip(jax.tree.leaves(kept), jax.tree.leaves(given), strict=True):
             ref[...] = new
 
     empty = zeros(x.shape[0], y.shape[1])
     # all accumulators are set up before the first product starts, and nothing after the wait moves before it
-    sums = tuple(plgpu.WGMMAAccumulatorRef.init(acc) for acc, _, _ in behind)
+    sums = tuple(plgpu.WGMMAAccumulatorRef.init(acc) for acc, _, _ in (*behind, *beside))
     start = (plgpu.WGMMAAccumulatorRef.init(empty), plgpu.WGMMAAccumulatorRef.init(base), sums, state)
     _, _, totals, kept = pl.run_state(issue)(start)
     out: tuple[State, tuple[Array, ...]] = lax.optimization_barrier((kept, totals))
     return out
 
 
-def sums_of(*terms: tuple[Array, Array, Any], staging: Any = None) -> tuple[Array, ...]:
+def sums_of(*terms: Term, staging: Any = None) -> tuple[Array, ...]:
     """acc + a b of each term, one product behind the other. Operands as in `mma`."""
     if staging is not None:
         return tuple(mma(*term, staging) for term in terms)

@@ -10,11 +10,12 @@ from tfc.backends.pallas_gpu.weighing import Weighing, weighing
 from tfc.formula.expr import Apply, Expr, walk
 from tfc.ir.ops import P
 
-__all__ = ["ROWS", "Config", "Plan"]
+__all__ = ["INTRICATE", "ROWS", "Config", "Plan"]
 
 ROWS = 64
 """Query rows of a warpgroup: the height of one `wgmma`."""
 INTRICATE = frozenset(("tanh", "sigmoid", "log1p", "sin", "cos", "floordiv", "mod"))
+"""Functions with many values under way at once, which want registers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,7 +90,7 @@ def judge(
     changes: dict[str, Any] = {"KERNELS": mutated(how["edits"])} if how.get("edits") else {}
     if configs:
         made = {gives: Config(**config) for gives, config in configs.items()}
-        changes["configs_for"] = lambda *sizes: made
+        changes["configs_for"] = lambda *sizes, **what: made
     with patch.multiple(backward, **changes) if changes else nullcontext():
         return _judged(case, eqn, operands, how)
 

@@ -15,6 +15,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "trained slopes": (dict(formula="alibi", b=2), {}),
     "trained fields": (dict(formula="bias", n=80, m=80), {}),
     "fields known when it runs": (dict(formula="documents", b=2, h=1), dict(traced=True, twice=True)),
+    "ahead, many tiles": (
+        dict(formula="window", n=200, m=260, h=2, g=1),
+        dict(configs={"q": dict(stages=2, ahead=True), "kv": dict(stages=2, ahead=True)}),
+    ),
     "rows that see nothing, lse alone": (dict(formula="causal", n=100, m=60, h=1), dict(only="lse")),
 }
 
@@ -36,6 +40,15 @@ MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a kernel for each sum": (
         dict(formula="bias", n=100, m=100), dict(configs={"q": {}, "k": {}, "v": dict(stages=1)})
+    ),
+    "ahead, nobody meets anybody": (
+        dict(formula="nothing", n=100, m=100), dict(configs={"q": dict(ahead=True), "kv": dict(ahead=True)})
+    ),
+    "ahead, fewer tiles than the ring": (
+        dict(formula="bias", n=100, m=100, h=1), dict(configs={"q": {}, "kv": dict(stages=4, ahead=True)})
+    ),
+    "dk ahead, by itself": (
+        dict(formula="causal", n=200, m=100), dict(configs={"q": {}, "k": dict(stages=3, ahead=True), "v": {}})
     ),
     "not ahead": (dict(formula="alibi", n=150, m=150), dict(configs={"q": dict(ahead=False), "kv": {}})),
     "head size 64": (dict(formula="causal", d=64), dict(twice=True)),

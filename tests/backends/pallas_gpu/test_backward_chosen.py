@@ -33,7 +33,7 @@ def attention(d: int = 64, dv: int | None = None, score: Expr = S, weigh: Expr =
 
 
 NOTES: dict[str, tuple[dict[str, Any], str]] = {
-    "head size 64": ({}, "its own: dq by 192 x 64, dk dv by 128 x 64"),
+    "head size 64": ({}, "its own: dq by 128 x 128, dk dv by 128 x 128"),
     "head size 128": (dict(d=128), "its own: dq by 128 x 64, dk dv by 128 x 64"),
     "trained table": (dict(score=SLOPE), "its own: dq by 128 x 64, dk dv by 128 x 64"),
     "trained field": (dict(score=FIELD, d=128), "its own: dq by 128 x 64, dk by 128 x 64, dv by 128 x 64"),

@@ -52,9 +52,12 @@ def test_registers_suffice_and_products_overlap(reports: dict[str, str], case: s
 @pytest.mark.parametrize("n", [1, 128, 4096])
 @pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("keys", [False, True])
-def test_blocks_fit_into_shared_memory_and_registers(head_dim: int, n: int, more: bool, keys: bool) -> None:
+@pytest.mark.parametrize("score", [dict(plain=True), dict(intricate=True), {}])
+def test_blocks_fit_into_shared_memory_and_registers(
+    head_dim: int, n: int, more: bool, keys: bool, score: dict[str, bool]
+) -> None:
     """Two tiles of rows (one for dv alone), two rings, numbers for each query: a Hopper block may have 227 KiB."""
-    configs = configs_for(head_dim, n, more, keys)
+    configs = configs_for(head_dim, n, more=more, keys=keys, **score)
     assert "".join(configs) == "qkv"
     for gives, config in configs.items():
         tiles = (1 if gives == "v" else 2) * config.rows + 2 * config.stages * config.columns

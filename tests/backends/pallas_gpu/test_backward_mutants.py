@@ -10,6 +10,7 @@ from tfc.testing.worker import CaseFailed, CaseHangs, Worker
 CAUSAL = dict(formula="causal", h=4, g=2, n=60, m=150, d=32)
 LONG = dict(formula="causal", h=1, n=200, m=330, d=32)  # more tiles than a ring holds
 RINGS = dict(configs={"q": dict(stages=2, ahead=True), "kv": dict(stages=1)})
+AHEAD = dict(configs={"q": dict(stages=2, ahead=True), "kv": dict(stages=2, ahead=True)})
 BIAS = dict(formula="bias", h=2, g=2, n=70, m=70, d=32)
 HIDDEN = dict(formula="hidden", h=1, n=70, m=70, d=32)
 
@@ -69,6 +70,29 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "the last tile's share of dq dropped": (
         "total = sums_of(*terms(total, ds, mem.k_ring.at[slot]), staging=self.staging)", "pass", CAUSAL, RINGS
+    ),
+    "queries of the tile after": (
+        'behind = terms(totals["k"], ds, mem.q_ring.at[last])',
+        'behind = terms(totals["k"], ds, mem.q_ring.at[slot])',
+        LONG,
+        AHEAD,
+    ),
+    "the last tile's share of dk dropped": (
+        'totals["k"] = sums_of(*terms(totals["k"], ds, mem.q_ring.at[last]), staging=self.staging)',
+        "pass",
+        CAUSAL,
+        AHEAD,
+    ),
+    "no zeros before the first tile": (
+        "before[...] = plgpu.layout_cast(jnp.zeros(before.shape, plan.dtype), plgpu.Layout.WGMMA)", "pass", LONG, AHEAD
+    ),
+    "no wait for the zeros": ("plgpu.barrier_wait(mem.zeroed)", "pass", LONG, AHEAD),
+    "Q overwritten a step early": ("free = stages - 1 if plan.config.ahead else stages", "free = stages", LONG, AHEAD),
+    "the share of dv dropped": (
+        "beside=terms(dv, lambda found: found[0].astype(plan.dtype), do) if dv else (),",
+        "beside=terms(dv, lambda found: found[0].astype(plan.dtype) * 0, do) if dv else (),",
+        CAUSAL,
+        AHEAD,
     ),
     "sums of leaves unweighted": (
         "return _only(flow * _slope(tile, slope), kept.seen) if made is None else flow * made",
