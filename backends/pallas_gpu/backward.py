@@ -52,10 +52,12 @@ def configs_for(
     keys: the kernel over keys sums gradients of captured arrays too; at 128 they do not fit beside both dk and dv,
     which then are a kernel each, for an eighth product.
     plain: the score is `s` and no field is read, which leaves room for a product that runs ahead.
-    At 256 dk alone takes 128 registers, and the tiles leave shared memory for a ring of one.
+    At 256 dk alone takes 128 registers, and shared memory has room for three tiles of the other side: two
+    of those that the last product reads, unless sums of captured arrays' gradients want it.
     """
     if head_dim == 256:
-        return {"q": Config(stages=1), "k": Config(stages=1), "v": Config(stages=2)}
+        two, one = Config(stages=2, passing=1), Config(stages=1)
+        return {"q": one if more else two, "k": one if keys else two, "v": Config(stages=2)}
     if head_dim == 128 and keys:
         return {"q": Config(stages=4, ahead=True), "k": Config(stages=3), "v": Config(stages=4)}
     if head_dim == 128 or more or intricate or n <= 2 * ROWS:

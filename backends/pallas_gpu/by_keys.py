@@ -60,7 +60,8 @@ class Memory:
     k_ready: Any
     q_ready: Any
     do_ready: Any
-    free: Any
+    q_free: Any
+    do_free: Any
     v_tile: Any = None
     v_ready: Any = None
     sums_tile: Any = None
@@ -83,22 +84,27 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     Consumers that run ahead leave a slot a step late; until their first step they are in the last one, as `Ahead` says.
     """
-    stages, columns = plan.config.stages, plan.config.columns
-    free = stages - 1 if plan.config.ahead else stages
+    (stages, passing), columns = plan.config.rings, plan.config.columns
+    unused = stages - 1 if plan.config.ahead else stages
 
     def fill(tile: Any, step: Any, head: Any) -> Any:
-        slot = lax.rem(step, stages)
+        slot, passed = lax.rem(step, stages), lax.rem(step, passing)
         part = pl.ds(tile * columns, columns)
 
-        @pl.when(step >= free)
-        def _left() -> None:
-            plgpu.barrier_wait(mem.free.at[slot])
+        @pl.when(step >= unused)
+        def _q_left() -> None:
+            plgpu.barrier_wait(mem.q_free.at[slot])
 
         ready, rows, numbers = mem.q_ready.at[slot], (place.batch, part, head), (place.batch, head, part)
         plgpu.copy_gmem_to_smem(mem.q.at[rows], mem.q_ring.at[slot], ready)
         plgpu.copy_gmem_to_smem(mem.lse.at[numbers], mem.lse_ring.at[slot], ready)
         plgpu.copy_gmem_to_smem(mem.delta.at[numbers], mem.delta_ring.at[slot], ready)
-        plgpu.copy_gmem_to_smem(mem.do.at[rows], mem.do_ring.at[slot], mem.do_ready.at[slot])
+
+        @pl.when(step >= passing)
+        def _do_left() -> None:
+            plgpu.barrier_wait(mem.do_free.at[passed])
+
+        plgpu.copy_gmem_to_smem(mem.do.at[rows], mem.do_ring.at[passed], mem.do_ready.at[passed])
         return step + 1
 
     def over_range(head: Any, here: Any, step: Any) -> Any:
@@ -107,12 +113,14 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     steps = place.meetings.heads(place.head, place.group, over_range, jnp.int32(0))
 
-    @pl.loop(0, jnp.minimum(steps, free))
-    def _drain(left: Any) -> None:  # every arrival at a barrier is met by a wait
-        plgpu.barrier_wait(mem.free.at[left])
+    for free, slots in ((mem.q_free, unused), (mem.do_free, passing)):
+
+        @pl.loop(0, jnp.minimum(steps, slots))
+        def _drain(left: Any, free: Any = free) -> None:  # every arrival at a barrier is met by a wait
+            plgpu.barrier_wait(free.at[left])
 
     if plan.config.ahead:
-        plgpu.barrier_wait(mem.free.at[stages - 1])
+        plgpu.barrier_wait(mem.q_free.at[stages - 1])
 
 
 class Consumer:
@@ -154,16 +162,20 @@ class Consumer:
         """One tile of queries: its scores, and what they add to dk and dv."""
         plan, mem = self.plan, self.mem
         step, totals, sums = carry
-        slot = anew(lax.rem(step, plan.config.stages), step)
-        (p, ds, more), _ = self.scores(tile * plan.config.columns, head, step, slot, masked)
+        slot, passed = plan.config.slots(step)
+        (p, ds, more), _ = self.scores(tile * plan.config.columns, head, step, masked)
         products = []
         if "v" in totals:
-            products += terms(totals["v"], p.astype(plan.dtype), mem.do_ring.at[slot])
+            products += terms(totals["v"], p.astype(plan.dtype), mem.do_ring.at[passed])
+        else:
+            plgpu.barrier_arrive(mem.do_free.at[passed])
         if "k" in totals:
             products += terms(totals["k"], ds.astype(plan.dtype), mem.q_ring.at[slot])
         found = iter(sums_of(*products, staging=self.staging))
         totals = {name: tuple(next(found) for _ in totals[name]) for name in ("v", "k") if name in totals}
-        plgpu.barrier_arrive(mem.free.at[slot])
+        if "v" in totals:
+            plgpu.barrier_arrive(mem.do_free.at[passed])
+        plgpu.barrier_arrive(mem.q_free.at[slot])
         return step + 1, totals, tuple(a + b for a, b in zip(sums, more, strict=True))
 
     def scores(
@@ -171,26 +183,26 @@ class Consumer:
         first: Any,
         head: Any,
         step: Any,
-        slot: Any,
         masked: bool,
         behind: Sequence[Term] = (),
         dv: Sequence[Array] = (),
     ) -> tuple[tuple[Array, Array, tuple[Array, ...]], tuple[Array, ...]]:
-        """p and ds [64, columns], ds without the scale, and the leaves' sums, of the tile in a slot; the sums of the
-        terms behind it, and dv with what the tile adds to it where it is given."""
+        """p and ds [64, columns], ds without the scale, and the leaves' sums, of a step's tile; the sums of the terms
+        behind it, and dv with what the tile adds to it where it is given."""
         plan, mem, pairs = self.plan, self.mem, self.pairs
+        slot, passed = plan.config.slots(step)
         plgpu.barrier_wait(mem.q_ready.at[slot])
         tile = pairs.tile(first, head)
         mine = anew(self.wg, step)
         k_tile = mem.k_tile.at[mine]
-        q, do = mem.q_ring.at[slot], mem.do_ring.at[slot]
+        q, do = mem.q_ring.at[slot], mem.do_ring.at[passed]
 
         def early(raw: Array) -> tuple[Array, Kept]:
             lse = Placed(mosaic_load(mem.lse_ring.at[slot], COLUMN), (1,))
             return pairs.weights(tile, raw, lse, pairs.seen(tile, first) if masked else None)
 
         def do_ready() -> None:
-            plgpu.barrier_wait(mem.do_ready.at[slot])
+            plgpu.barrier_wait(mem.do_ready.at[passed])
 
         if self.v_tile is None:
             p = early(product(k_tile, q.T, watched=plan.interpret))[0]
@@ -258,7 +270,7 @@ class Ahead(Consumer):
         step, totals, sums, ds = carry
         last = self.before(step)
         totals["k"] = sums_of(*terms(totals["k"], ds, mem.q_ring.at[last]), staging=self.staging)
-        plgpu.barrier_arrive(mem.free.at[last])
+        plgpu.barrier_arrive(mem.q_free.at[last])
         self.finish(totals, sums)
 
     def before(self, step: Any) -> Any:
@@ -268,11 +280,12 @@ class Ahead(Consumer):
     def visit(self, tile: Any, carry: Any, head: Any, masked: bool) -> Any:
         plan, mem = self.plan, self.mem
         step, totals, sums, ds = carry
-        slot, last = (anew(x, step) for x in (lax.rem(step, plan.config.stages), self.before(step)))
+        last = anew(self.before(step), step)
         behind = terms(totals["k"], ds, mem.q_ring.at[last])
         first = tile * plan.config.columns
-        (_, ds, more), found = self.scores(first, head, step, slot, masked, behind, totals.get("v", ()))
-        plgpu.barrier_arrive(mem.free.at[last])
+        (_, ds, more), found = self.scores(first, head, step, masked, behind, totals.get("v", ()))
+        for free, left in ((mem.q_free, last), (mem.do_free, plan.config.slots(step)[1])):
+            plgpu.barrier_arrive(free.at[left])
         made = {"k": found[: len(behind)], "v": found[len(behind) :]}
         sums = tuple(a + b for a, b in zip(sums, more, strict=True))
         return step + 1, {name: made[name] for name in totals}, sums, ds.astype(plan.dtype)
@@ -316,23 +329,24 @@ def transforms(head_dim: int) -> tuple[Any, ...]:
 def tile_memory(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block."""
     config, d = plan.config, plan.head_dim
-    consumers, stages = config.consumers, config.stages
+    consumers, (stages, passing) = config.consumers, config.rings
     tile = plgpu.SMEM((consumers, ROWS, d), plan.dtype, transforms=transforms(d))
-    ring = plgpu.SMEM((stages, config.columns, d), plan.dtype, transforms=transforms(d))
+    rings = [plgpu.SMEM((slots, config.columns, d), plan.dtype, transforms=transforms(d)) for slots in config.rings]
     numbers = plgpu.SMEM((stages, config.columns), jnp.float32)
     out = dict(
         k_tile=tile,
         v_tile=tile if "k" in plan.gives else None,
-        q_ring=ring,
-        do_ring=ring,
+        q_ring=rings[0],
+        do_ring=rings[1],
         lse_ring=numbers,
         delta_ring=numbers,
         k_ready=plgpu.Barrier(num_barriers=consumers),
         v_ready=plgpu.Barrier(num_barriers=consumers) if "k" in plan.gives else None,
         zeroed=plgpu.Barrier() if config.ahead else None,
         q_ready=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
-        do_ready=plgpu.Barrier(num_barriers=stages),
-        free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
+        do_ready=plgpu.Barrier(num_barriers=passing),
+        q_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
+        do_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=passing),
     )
     if plan.leaves:
         out["sums_tile"] = plgpu.SMEM((consumers, len(plan.leaves), ROWS), jnp.float32)

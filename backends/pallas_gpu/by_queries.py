@@ -76,11 +76,11 @@ class Place:
 
 def produce(plan: Plan, place: Place, mem: Memory) -> None:
     """The memory warpgroup: fills each slot of the rings as soon as every consumer has left it."""
-    stages, columns = plan.config.stages, plan.config.columns
+    (stages, passing), columns = plan.config.rings, plan.config.columns
     kv_head = lax.div(place.head, plan.heads // plan.kv_heads)
 
     def fill(tile: Any, step: Any) -> Any:
-        slot = lax.rem(step, stages)
+        slot, passed = lax.rem(step, stages), lax.rem(step, passing)
         keys = (place.batch, pl.ds(tile * columns, columns), kv_head)
 
         @pl.when(step >= stages)
@@ -89,11 +89,11 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
         plgpu.copy_gmem_to_smem(mem.k.at[keys], mem.k_ring.at[slot], mem.k_ready.at[slot])
 
-        @pl.when(step >= stages)
+        @pl.when(step >= passing)
         def _v_left() -> None:
-            plgpu.barrier_wait(mem.v_free.at[slot])
+            plgpu.barrier_wait(mem.v_free.at[passed])
 
-        plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
+        plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[passed], mem.v_ready.at[passed])
         return step + 1
 
     def over_range(here: Any, step: Any) -> Any:
@@ -102,10 +102,11 @@ def produce(plan: Plan, place: Place, mem: Memory) -> None:
 
     steps = place.loop(over_range, jnp.int32(0))
 
-    @pl.loop(0, jnp.minimum(steps, stages))
-    def _drain(left: Any) -> None:  # every arrival at a barrier is met by a wait
-        plgpu.barrier_wait(mem.k_free.at[left])
-        plgpu.barrier_wait(mem.v_free.at[left])
+    for free, slots in ((mem.k_free, stages), (mem.v_free, passing)):
+
+        @pl.loop(0, jnp.minimum(steps, slots))
+        def _drain(left: Any, free: Any = free) -> None:  # every arrival at a barrier is met by a wait
+            plgpu.barrier_wait(free.at[left])
 
 
 class Consumer:
@@ -143,37 +144,40 @@ class Consumer:
         """One tile of keys: its scores, and what they add to dq."""
         plan, mem = self.plan, self.mem
         step, dq, sums = carry
-        slot = anew(lax.rem(step, plan.config.stages), step)
-        (ds, more), _ = self.scores(tile * plan.config.columns, step, slot, masked)
-        plgpu.barrier_arrive(mem.v_free.at[slot])
+        slot, _ = plan.config.slots(step)
+        (ds, more), _ = self.scores(tile * plan.config.columns, step, masked)
         dq = sums_of(*terms(dq, ds.astype(plan.dtype), mem.k_ring.at[slot]), staging=self.staging)
         plgpu.barrier_arrive(mem.k_free.at[slot])
         return step + 1, dq, tuple(a + b for a, b in zip(sums, more, strict=True))
 
-    def scores(self, first: Any, step: Any, slot: Any, masked: bool, behind: Sequence[Any] = ()) -> Any:
-        """((ds, sums of the leaves), the sums of the terms behind it) of the tile in a slot, from key `first` on."""
+    def scores(self, first: Any, step: Any, masked: bool, behind: Sequence[Any] = ()) -> Any:
+        """((ds, sums of the leaves), the sums of the terms behind it) of a step's tile, from key `first` on. Leaves the
+        values."""
         plan, mem, pairs = self.plan, self.mem, self.pairs
         tile = pairs.tile(first, self.place.head)
         mine = anew(self.wg, step)
+        slot, passed = plan.config.slots(step)
 
         def early(raw: Array) -> Kept:
             return pairs.weights(tile, raw, self.lse, pairs.seen(tile, first) if masked else None)[1]
 
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.k_ready.at[slot])
-        return successive(
+        found = successive(
             mem.q_tile.at[mine],
             mem.k_ring.at[slot].T,
             mem.do_tile.at[mine],
-            mem.v_ring.at[slot].T,
+            mem.v_ring.at[passed].T,
             pairs.less(tile, self.delta),
-            between=lambda: plgpu.barrier_wait(mem.v_ready.at[slot]),
+            between=lambda: plgpu.barrier_wait(mem.v_ready.at[passed]),
             early=early,
             late=lambda kept, dp: pairs.gradients(tile, kept, dp),
             state=(zeros(ROWS, plan.config.columns), (none,) * len(plan.leaves)),
             behind=behind,
             staging=self.staging,
         )
+        plgpu.barrier_arrive(mem.v_free.at[passed])
+        return found
 
     def finish(self, dq: tuple[Array, ...], sums: tuple[Array, ...]) -> None:
         """Stores, through the shared memory that held the queries."""
@@ -212,8 +216,7 @@ class Ahead(Consumer):
 
         @pl.when(some)
         def _something() -> None:
-            (ds, sums), _ = self.scores(start * plan.config.columns, jnp.int32(0), jnp.int32(0), True)
-            plgpu.barrier_arrive(mem.v_free.at[0])
+            (ds, sums), _ = self.scores(start * plan.config.columns, jnp.int32(0), True)
             rest = (count, start + 1, *first[2:])
             carry = (jnp.int32(1), dq, sums, ds.astype(plan.dtype))
             step, total, sums, ds = self.place.meetings.loop(self.place.head, rest, self.over_range, carry)
@@ -225,11 +228,10 @@ class Ahead(Consumer):
     def visit(self, tile: Any, carry: Any, masked: bool) -> Any:
         plan, mem = self.plan, self.mem
         step, dq, sums, before = carry
-        slot, last = lax.rem(step, plan.config.stages), lax.rem(step - 1, plan.config.stages)
+        last = lax.rem(step - 1, plan.config.stages)
         behind = terms(dq, before, mem.k_ring.at[last])
-        (ds, more), dq = self.scores(tile * plan.config.columns, step, slot, masked, behind)
+        (ds, more), dq = self.scores(tile * plan.config.columns, step, masked, behind)
         plgpu.barrier_arrive(mem.k_free.at[last])
-        plgpu.barrier_arrive(mem.v_free.at[slot])
         return step + 1, dq, tuple(a + b for a, b in zip(sums, more, strict=True)), ds.astype(plan.dtype)
 
 
@@ -258,20 +260,20 @@ def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
 def tile_memory(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block."""
     config, d = plan.config, plan.head_dim
-    consumers, stages = config.consumers, config.stages
+    consumers, (stages, passing) = config.consumers, config.rings
     tile = plgpu.SMEM((consumers, ROWS, d), plan.dtype, transforms=transforms(d))
-    ring = plgpu.SMEM((stages, config.columns, d), plan.dtype, transforms=transforms(d))
+    rings = [plgpu.SMEM((slots, config.columns, d), plan.dtype, transforms=transforms(d)) for slots in config.rings]
     out = dict(
         q_tile=tile,
         do_tile=tile,
-        k_ring=ring,
-        v_ring=ring,
+        k_ring=rings[0],
+        v_ring=rings[1],
         q_ready=plgpu.Barrier(num_barriers=consumers),
         do_ready=plgpu.Barrier(num_barriers=consumers),
         k_ready=plgpu.Barrier(num_barriers=stages),
-        v_ready=plgpu.Barrier(num_barriers=stages),
+        v_ready=plgpu.Barrier(num_barriers=passing),
         k_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
-        v_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
+        v_free=plgpu.Barrier(num_arrivals=consumers, num_barriers=passing),
     )
     if plan.leaves:
         out["sums_tile"] = plgpu.SMEM((consumers, len(plan.leaves), ROWS), jnp.float32)

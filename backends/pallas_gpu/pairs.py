@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax import lax
 
 from tfc.backends.formula import LOG2E, Placed, Tile
+from tfc.backends.pallas_gpu.inflight import anew
 from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS, tokens
 from tfc.compat import mosaic_load
 from tfc.formula.derive import S, derivative
@@ -36,17 +38,30 @@ class Config:
 
     columns: a multiple of 64, as a product takes its weights from registers 64 columns at a time. stages: tiles of
     the other side in a ring. ahead: the last product of a tile runs beside the next tile's (its operand then stays
-    in registers for as long).
+    in registers for as long). passing: tiles in the ring of values or of output cotangents, which are left earlier than
+    the others; 0: as many.
     """
 
     consumers: int = 2
     columns: int = 64
     stages: int = 2
     ahead: bool = False
+    passing: int = 0
 
     def __post_init__(self) -> None:
         if self.ahead and self.stages < 2:
             raise ValueError("a ring of one tile has no next tile for a product to run beside")
+
+    @property
+    def rings(self) -> tuple[int, int]:
+        """Tiles in the ring of keys or queries, and in that of values or cotangents."""
+        return self.stages, self.passing or self.stages
+
+    def slots(self, step: Any) -> tuple[Any, Any]:
+        """Where a step's tiles lie in the two rings."""
+        stages, passing = self.rings
+        slot = anew(lax.rem(step, stages), step)
+        return slot, slot if passing == stages else anew(lax.rem(step, passing), step)
 
     @property
     def rows(self) -> int:

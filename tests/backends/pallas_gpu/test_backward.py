@@ -47,6 +47,14 @@ MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ahead, fewer tiles than the ring": (
         dict(formula="bias", n=100, m=100, h=1), dict(configs={"q": {}, "kv": dict(stages=4, ahead=True)})
     ),
+    "a shorter ring of what is left early": (
+        dict(formula="causal", h=1, n=200, m=330),
+        dict(configs={"q": dict(passing=1), "k": dict(stages=3, passing=2), "v": {}}),
+    ),
+    "a shorter ring, ahead": (
+        dict(formula="causal", h=1, n=330, m=200),
+        dict(configs={"q": dict(stages=3, passing=1, ahead=True), "kv": dict(stages=3, passing=1, ahead=True)}),
+    ),
     "dk ahead, by itself": (
         dict(formula="causal", n=200, m=100), dict(configs={"q": {}, "k": dict(stages=3, ahead=True), "v": {}})
     ),

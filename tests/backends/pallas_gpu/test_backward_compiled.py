@@ -60,7 +60,7 @@ def test_blocks_fit_into_shared_memory_and_registers(
     configs = configs_for(head_dim, n, more=more, keys=keys, **score)
     assert "".join(configs) == "qkv"
     for gives, config in configs.items():
-        tiles = (1 if gives == "v" else 2) * config.rows + 2 * config.stages * config.columns
+        tiles = (1 if gives == "v" else 2) * config.rows + sum(config.rings) * config.columns
         assert tiles * head_dim * 2 + (config.rows + 2 * config.stages * config.columns) * 4 <= 226 * 1024
         consumer, producer = by_keys.REGISTERS[config.consumers]
         assert 128 * (config.consumers * consumer + producer) <= 64 * 1024

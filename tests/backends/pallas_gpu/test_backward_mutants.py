@@ -87,7 +87,9 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "before[...] = plgpu.layout_cast(jnp.zeros(before.shape, plan.dtype), plgpu.Layout.WGMMA)", "pass", LONG, AHEAD
     ),
     "no wait for the zeros": ("plgpu.barrier_wait(mem.zeroed)", "pass", LONG, AHEAD),
-    "Q overwritten a step early": ("free = stages - 1 if plan.config.ahead else stages", "free = stages", LONG, AHEAD),
+    "Q overwritten a step early": (
+        "unused = stages - 1 if plan.config.ahead else stages", "unused = stages", LONG, AHEAD
+    ),
     "the share of dv dropped": (
         "beside=terms(dv, lambda found: found[0].astype(plan.dtype), do) if dv else (),",
         "beside=terms(dv, lambda found: found[0].astype(plan.dtype) * 0, do) if dv else (),",
@@ -101,11 +103,15 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "no wait for Q": ("plgpu.barrier_wait(mem.q_ready.at[slot])", "pass", LONG, RINGS),
-    "no wait for dO": ("plgpu.barrier_wait(mem.do_ready.at[slot])", "pass", LONG, RINGS),
+    "no wait for dO": ("plgpu.barrier_wait(mem.do_ready.at[passed])", "pass", LONG, RINGS),
     "no wait for K": ("plgpu.barrier_wait(mem.k_ready.at[slot])", "pass", LONG, RINGS),
-    "Q overwritten while it is read": ("plgpu.barrier_wait(mem.free.at[slot])", "pass", LONG, RINGS),
+    "no wait for V": ("between=lambda: plgpu.barrier_wait(mem.v_ready.at[passed]),", "between=bool,", LONG, RINGS),
+    "Q overwritten while it is read": ("plgpu.barrier_wait(mem.q_free.at[slot])", "pass", LONG, RINGS),
+    "dO overwritten while it is read": ("plgpu.barrier_wait(mem.do_free.at[passed])", "pass", LONG, RINGS),
+    "V overwritten while it is read": ("plgpu.barrier_wait(mem.v_free.at[passed])", "pass", LONG, RINGS),
+    "V never released": ("plgpu.barrier_arrive(mem.v_free.at[passed])", "pass", LONG, RINGS),
     "K overwritten while it is read": ("plgpu.barrier_wait(mem.k_free.at[slot])", "pass", LONG, RINGS),
-    "Q never released": ("plgpu.barrier_arrive(mem.free.at[slot])", "pass", LONG, RINGS),
+    "Q never released": ("plgpu.barrier_arrive(mem.q_free.at[slot])", "pass", LONG, RINGS),
     "K never released": ("plgpu.barrier_arrive(mem.k_free.at[last])", "pass", LONG, RINGS),
 }  # fmt: skip
 
