@@ -98,7 +98,7 @@ class _Rolling:
         gone = {p.path for column in layers.params for p in column}
         after = layers.start + sum(map(len, layers.eqns))
         eqns = (*text.eqns[: layers.start], loop, *text.eqns[after:])
-        read = {a.name for e in eqns for a in e.args} | {v.name for v in text.ends}
+        read = {a.name for e in eqns for a in e.args} | text.ends
         constants = tuple(e for e in text.constants if e.out.name in read)
         params = tuple(p for p in program.params if p.path not in gone)
         return replace(program, params=params, eqns=(*constants, *eqns))
