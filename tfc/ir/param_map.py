@@ -179,9 +179,15 @@ def text(expr: Expr) -> str:
 
 def sources(expr: Expr) -> frozenset[str]:
     """The paths of the parameters that an expression reads."""
-    if isinstance(expr, Source):
-        return frozenset([expr.path])
-    return frozenset().union(*map(sources, parts(expr)))
+    found: set[str] = set()
+    left = [expr]
+    while left:
+        at = left.pop()
+        if isinstance(at, Source):
+            found.add(at.path)
+        else:
+            left.extend(parts(at))
+    return frozenset(found)
 
 
 def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
