@@ -130,11 +130,14 @@ class _Lowering:
         return Frame(session=self.session, scope=scope, place=self.root, builder=self.builder)
 
     def close(self) -> None:
-        """Drops what was written and is a program now: a deep model's equations would wait for Python's collector, as
-        their builder and the tensors of its parameters hold each other."""
+        """Drops what was written and is a program now: a deep model's equations and places would wait for Python's
+        collector, as a builder and the tensors of its parameters hold each other, and scopes and calls the session."""
         for builder in (self.builder, *self.session.builders):
             builder.eqns.clear()
             builder.params.clear()
+            builder.constants.clear()
+        self.root.below.clear()
+        self.session.calls.known.clear()
 
     # ---- items
 

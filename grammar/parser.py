@@ -11,15 +11,20 @@ import stat
 import sys
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import lark
+from lark.lexer import PatternStr
+from lark.parse_tree_builder import ExpandSingleChild
 
 from tfc.diagnostics import Diagnostic, Edit
 from tfc.grammar import ast
 from tfc.grammar.syntax.build import MAX_NESTING, Builder, too_deep
+from tfc.grammar.syntax.drive import Driver, Reduction, Row
 from tfc.grammar.syntax.scan import MAX_BYTES, MAX_FAULTS, Scan, check_characters, scan
 from tfc.grammar.syntax.site import Fault, Retry, checked
 from tfc.source import Source, Span
@@ -29,9 +34,12 @@ __all__ = ["parse", "read_source"]
 _GRAMMAR = Path(__file__).with_name("tfm.lark")
 _LOCK = threading.Lock()  # one parser with one builder, shared
 _BUILDER = Builder()
+_START = attrgetter("start")
 _MOST_TRIED = 50_000
 """Characters parsed, in all, to try edits out: about a third of a second."""
+_STARTS = ("module", "items")
 _parser: lark.Lark | None = None
+_driver: Driver | None = None
 
 
 def read_source(path: str | Path) -> tuple[Source | None, list[Diagnostic]]:
@@ -230,11 +238,18 @@ def _retry(source: Source, text: str) -> int | None:
 
 
 def _run(scanned: Scan, start: int, end: int, rule: str) -> tuple[Any, list[Diagnostic], Fault | None]:
-    """Parse text[start:end]. Places stay those of the whole text, because what precedes is blanked, not cut."""
+    """Parse text[start:end]: by its tokens, or where they do not fit, by Lark, for what it has to say. To Lark places
+    stay those of the whole text, because what precedes is blanked, not cut."""
     source = scanned.source
-    text = source.text if (start, end) == (0, len(source.text)) else " " * start + source.text[start:end]
     with _LOCK:
-        parser = _load()
+        parser, driver = _load()
+        _BUILDER.begin(source)
+        tokens = scanned.tokens
+        if (start, end) != (0, len(source.text)):
+            tokens = tokens[bisect_left(tokens, start, key=_START) : bisect_left(tokens, end, key=_START)]
+        if (tree := driver.run(tokens, rule)) is not None:
+            return tree, _BUILDER.faults, None
+        text = source.text if (start, end) == (0, len(source.text)) else " " * start + source.text[start:end]
         _BUILDER.begin(source)
         try:
             tree: Any = parser.parse(text, start=rule)
@@ -256,22 +271,50 @@ def _as_written(parser: lark.Lark, terminal: str) -> str:
     return _DESCRIBED.get(terminal) or f"`{parser.get_terminal(terminal).pattern.value}`"
 
 
-def _load() -> lark.Lark:
-    global _parser
-    if _parser is None:
+def _load() -> tuple[lark.Lark, Driver]:
+    """The parser, and what is quicker where there is no fault."""
+    global _parser, _driver
+    if _parser is None or _driver is None:
         grammar = _GRAMMAR.read_text(encoding="utf-8")
         _parser = lark.Lark(
             grammar,
             parser="lalr",
             lexer="basic",
-            start=["module", "items"],
+            start=[*_STARTS],
             keep_all_tokens=True,
             maybe_placeholders=False,
             propagate_positions=False,
             transformer=_BUILDER,
             cache=_cache_file(grammar) or False,
         )
-    return _parser
+        _driver = _driven(_parser)
+    return _parser, _driver
+
+
+class _Rows(dict[int, Row]):
+    """The tables' rows for the driver, each made when it is first asked for."""
+
+    def __init__(self, states: Mapping[int, Mapping[str, tuple[Any, Any]]], callbacks: Mapping[Any, Any]) -> None:
+        self.states, self.callbacks = states, callbacks
+
+    def __missing__(self, state: int) -> Row:
+        def entry(arg: Any) -> int | Reduction:
+            if isinstance(arg, int):
+                return arg
+            size, make = len(arg.expansion), self.callbacks[arg]
+            alone = size == 1 and isinstance(make, ExpandSingleChild)
+            return Reduction(size, arg.origin.name, None if alone else make)
+
+        row = self[state] = {name: entry(arg) for name, (_, arg) in self.states[state].items()}
+        return row
+
+
+def _driven(parser: lark.Lark) -> Driver:
+    """The driver of the parser's tables."""
+    confs = {rule: parser.parse_interactive("", start=rule).parser_state.parse_conf for rule in _STARTS}
+    rows = _Rows(confs[_STARTS[0]].states, confs[_STARTS[0]].callbacks)
+    terminals = {t.pattern.value: t.name for t in parser.terminals if isinstance(t.pattern, PatternStr)}
+    return Driver(rows, {rule: (conf.start_state, conf.end_state) for rule, conf in confs.items()}, terminals)
 
 
 def _cache_file(grammar: str) -> str | None:

@@ -1,10 +1,11 @@
 """A program's equations -> sequences of layers that differ in their parameters alone, and such a sequence as a loop."""
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from operator import eq
 
 from tfc.ir.ops import Constant, Op, Repeat, Route
@@ -12,6 +13,8 @@ from tfc.ir.program import Eqn, Init, Input, Param, Program, Value
 from tfc.ir.types import DType, TensorType
 
 __all__ = ["Layers", "Text", "with_paths"]
+
+_LOOPS = (Repeat, Route)
 
 Place = tuple[int, int]
 """A value of a layer: by the number of its equation, and which of its results it is."""
@@ -87,10 +90,25 @@ class Layers:
         return Eqn(outs, op, (*self.starts.values(), *given), first[0].span)
 
 
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What each layer must read to be like another one.
+
+    size: how many values a layer binds. indices: for each value that a layer reads, where that is among the values of
+    the layer before, its own, its parameters, and `others`.
+    """
+
+    size: int
+    indices: Sequence[int]
+    others: Sequence[str]
+
+
 class Text:
     """A program's equations but for constants, which layers share, as something to find repetitions in.
 
-    Values are known by their names, which are unique in a program.
+    Values are known by their names, which are unique in a program; equal constants by the name of the first. `reads`
+    and `outs`: what all equations read and bind, one after another; `read_at`, `out_at`: where those of each begin.
+    `first`, `last`: the numbers of the equations that read a value first and last.
     """
 
     def __init__(self, program: Program) -> None:
@@ -99,40 +117,39 @@ class Text:
         self.same = {e.out.name: alike.setdefault(e.op, e.out) for e in self.constants}
         self.eqns = [e for e in program.eqns if not isinstance(e.op, Constant)]
         self.params = {p.value.name: p for p in program.params}
-        self.made: dict[str, Place] = {}
-        self.ends = {*program.results, *(v for _, v in program.reports)}
-        self.readers: dict[str, list[int]] = {}
-        made, readers = self.made, self.readers
-        for n, eqn in enumerate(self.eqns):
-            for i, out in enumerate(eqn.outs):
-                made[out.name] = n, i
-            for arg in eqn.args:
-                if arg.name in readers:
-                    readers[arg.name].append(n)
-                else:
-                    readers[arg.name] = [n]
+        self.ends = {v.name for v in (*program.results, *(v for _, v in program.reports))}
+        eqns, known = self.eqns, {name: first.name for name, first in self.same.items()}
+        self.bodies = {n: e.op.body for n, e in enumerate(eqns) if isinstance(e.op, _LOOPS)}
+        self.reads = [known.get(a.name, a.name) for e in eqns for a in e.args]
+        self.outs = [o.name for e in eqns for o in e.outs]
+        self.read_at = [0, *accumulate([len(e.args) for e in eqns])]
+        self.out_at = [0, *accumulate([len(e.outs) for e in eqns])]
+        self.made = {name: n for n, name in enumerate(self.outs)}
+        readers = [n for n, e in enumerate(eqns) for _ in e.args]
+        self.last = dict(zip(self.reads, readers, strict=True))
+        self.first = dict(zip(reversed(self.reads), reversed(readers), strict=True))
         self.signs = self._signs()
 
     def _signs(self) -> list[int]:
-        """A number for each equation, the same for equal ones; of one operation and one type, as lowering makes for
-        equal layers, it takes no look inside."""
+        """A number for each equation, the same for equal ones; where the very operation and types are known, as
+        lowering makes for equal layers, it takes no look inside."""
         known: dict[object, int] = {}
-        seen: dict[int, list[tuple[tuple[TensorType, ...], list[bool], int]]] = {}
-        signs, params = [], self.params
-        for e in self.eqns:
-            types = (*[o.type for o in e.outs], *[a.type for a in e.args])
-            owned = [a.name in params for a in e.args]
+        seen: dict[int, list[tuple[list[TensorType], list[TensorType], list[bool], int]]] = {}
+        eqns, signs, params = self.eqns, [], self.params
+        taken = [a.type for e in eqns for a in e.args]
+        owned = [name in params for name in self.reads]
+        for e, (start, stop) in zip(eqns, pairwise(self.read_at), strict=True):
+            given = taken[start:stop], owned[start:stop]
             like = seen.get(id(e.op))
             if like is None:
                 like = seen[id(e.op)] = []
-            for others, other, found in like:
-                if others == types and other == owned:
-                    sign = found
+            for types, others, other, found in like:
+                if others == given[0] and other == given[1] and types == [o.type for o in e.outs]:
+                    signs.append(found)
                     break
             else:
-                sign = known.setdefault(self._sign(e), len(known))
-                like.append((types, owned, sign))
-            signs.append(sign)
+                signs.append(known.setdefault(self._sign(e), len(known)))
+                like.append(([o.type for o in e.outs], *given, signs[-1]))
         return signs
 
     def _sign(self, eqn: Eqn) -> object:
@@ -165,24 +182,25 @@ class Text:
     def _crossing(self, start: int, period: int) -> int:
         """How many values of the first layer the second one takes."""
         middle, end = start + period, start + 2 * period
-        names = {a.name for e in self.eqns[middle:end] for a in e.args}
-        return len([name for name in names if start <= self.made.get(name, (-1, 0))[0] < middle])
+        names = {*self.reads[self.read_at[middle] : self.read_at[end]]}
+        own = {*self.outs[self.out_at[start] : self.out_at[middle]]}
+        return len(names & own)
 
     def private(self, start: int, period: int) -> Iterator[Param]:
         """The parameters that one layer has for itself, in the order in which it reads them."""
+        params, read_at, end = self.params, self.read_at, start + period
         seen: set[str] = set()
-        for eqn in self.eqns[start : start + period]:
-            for arg in eqn.args:
-                name = arg.name
-                if name in self.params and name not in seen and self._owned(arg, start, start + period):
+        for n in range(start, end):
+            for name in self.reads[read_at[n] : read_at[n + 1]]:
+                if name in params and name not in seen and self._owned(name, start, end):
                     seen.add(name)
-                    yield self.params[name]
-            if isinstance(eqn.op, Repeat | Route):
-                yield from _params(eqn.op.body)
+                    yield params[name]
+            if n in self.bodies:
+                yield from _params(self.bodies[n])
 
-    def _owned(self, value: Value, start: int, end: int) -> bool:
-        reads, param = self.readers[value.name], self.params[value.name]
-        return start <= reads[0] and reads[-1] < end and not param.repeats and value not in self.ends
+    def _owned(self, name: str, start: int, end: int) -> bool:
+        inside = start <= self.first[name] and self.last[name] < end
+        return inside and not self.params[name].repeats and name not in self.ends
 
     def layers(self, start: int, period: int, turns: int, least: int) -> Layers | str:
         """As many equal layers from `start` on as there are; or why there are fewer than `least`."""
@@ -193,8 +211,9 @@ class Text:
         if starts is None:
             return "the first layer takes several values where the others take one"
         count, why = turns, ""
+        likeness = self._likeness(cuts[1], roles, columns[1])
         for n in (0, *range(2, turns)):
-            if why := self._unlike(roles, columns, cuts, n):
+            if why := self._unlike(likeness, columns, cuts, n):
                 count = 0 if n == 0 else n
                 break
         while count >= least and (told := self._told(cuts, count, starts)):
@@ -208,15 +227,17 @@ class Text:
         return Layers(start, eqns, roles, list(zip(*columns[:count], strict=True)), starts, constants)
 
     def _roles(self, start: int, cut: range, period: int, params: Sequence[Param]) -> list[list[Role]]:
-        number = {p.value.name: n for n, p in enumerate(params)}
+        owned = {p.value.name: n for n, p in enumerate(params)}
 
         def role(value: Value) -> Role:
             name = value.name
-            if name in number:
-                return Role(param=number[name])
+            if name in owned:
+                return Role(param=owned[name])
             if name not in self.made:
                 return Role(other=self.same.get(name, value))
-            at, out = self.made[name]
+            number = self.made[name]
+            at = bisect_right(self.out_at, number) - 1
+            out = number - self.out_at[at]
             if at in cut:
                 return Role(own=(at - cut.start, out))
             if start <= at and cut.start - period <= at < cut.start:  # before the first layer there is none
@@ -234,10 +255,29 @@ class Text:
                     return None
         return starts
 
-    def _unlike(
-        self, roles: Sequence[Sequence[Role]], columns: Sequence[Sequence[Param]], cuts: Sequence[range], n: int
-    ) -> str:
-        """How layer n differs from the second one, whose roles are given, or an empty string."""
+    def _likeness(self, cut: range, roles: Sequence[Sequence[Role]], params: Sequence[Param]) -> Likeness:
+        """What a layer must read to be like the second one, which is `cut`: its values come after those of the layer
+        before it, as many."""
+        first = self.out_at[cut.start]
+        size = self.out_at[cut.stop] - first
+        others: list[str] = []
+        indices = []
+        for role in (role for row in roles for role in row):
+            if role.param is not None:
+                index = 2 * size + role.param
+            elif role.own is not None:
+                index = size + self.out_at[cut.start + role.own[0]] + role.own[1] - first
+            elif role.before is not None:
+                index = self.out_at[cut.start + role.before[0]] + role.before[1] - first
+            else:
+                assert role.other is not None
+                index = 2 * size + len(params) + len(others)
+                others.append(role.other.name)
+            indices.append(index)
+        return Likeness(size, indices, others)
+
+    def _unlike(self, likeness: Likeness, columns: Sequence[Sequence[Param]], cuts: Sequence[range], n: int) -> str:
+        """How layer n differs from the second one, or an empty string."""
         for own, other in zip(columns[n], columns[1], strict=False):
             if (own.trained, own.format, own.fit) != (other.trained, other.format, other.fit):
                 return f"{own.path} and {other.path} are kept in different ways"
@@ -245,36 +285,27 @@ class Text:
                 return f"{own.path} is {own.value.type}, {other.path} {other.value.type}"
         if len(columns[n]) != len(columns[1]):
             return f"one of its layers has {len(columns[n])} parameters of its own, another {len(columns[1])}"
-        start, before, params = cuts[n].start, cuts[n].start - len(cuts[n]), [p.value.name for p in columns[n]]
-        made, eqns, same = self.made, self.eqns, self.same
-        for at, row in zip(cuts[n], roles, strict=True):
-            for value, role in zip(eqns[at].args, row, strict=True):
-                name = value.name
-                if role.param is not None:
-                    plays = name == params[role.param]
-                elif role.own is not None:
-                    plays = made.get(name) == (start + role.own[0], role.own[1])
-                elif role.before is not None:  # the first layer has none before it
-                    plays = n == 0 or made.get(name) == (before + role.before[0], role.before[1])
-                else:
-                    plays = same.get(name, value) == role.other
-                if not plays:
-                    return "its layers read different values"
-        return ""
+        start, stop, size = self.out_at[cuts[n].start], self.out_at[cuts[n].stop], likeness.size
+        before = self.outs[start - size : start] if n else [""] * size  # the first layer has none before it
+        known = [*before, *self.outs[start:stop], *[p.value.name for p in columns[n]], *likeness.others]
+        reads = self.reads[self.read_at[cuts[n].start] : self.read_at[cuts[n].stop]]
+        wanted = [known[index] for index in likeness.indices]
+        if n == 0:
+            wanted = [name or read for name, read in zip(wanted, reads, strict=True)]
+        return "" if reads == wanted else "its layers read different values"
 
     def _told(self, cuts: Sequence[range], count: int, starts: Mapping[Place, Value]) -> str:
         """What of a layer is read elsewhere than it may be, or an empty string."""
-        eqns, readers, ends = self.eqns, self.readers, {v.name for v in self.ends}
+        last, ends, first = self.last, self.ends, cuts[0].start
+        handed = [(at - first, i) in starts for at in cuts[0] for i in range(len(self.eqns[at].outs))]
         for n, cut in enumerate(cuts[:count]):
-            end = cuts[n + 1].stop if n + 1 < count else len(eqns)
-            for at in cut:
-                for number, out in enumerate(eqns[at].outs):
-                    handed = (at - cut.start, number) in starts
-                    if handed and n + 1 == count:
-                        continue
-                    reads = readers.get(out.name)  # in the order of the equations
-                    if out.name in ends or (reads and reads[-1] >= (end if handed else cut.stop)):
-                        return f"{out}, of one of its layers, is read elsewhere too"
+            end = cuts[n + 1].stop if n + 1 < count else len(self.eqns)
+            outs = self.outs[self.out_at[cut.start] : self.out_at[cut.stop]]
+            for name, hands in zip(outs, handed, strict=True):
+                if hands and n + 1 == count:
+                    continue
+                if name in ends or last.get(name, -1) >= (end if hands else cut.stop):
+                    return f"%{name}, of one of its layers, is read elsewhere too"
         return ""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import ClassVar
 
 from tfc.ir.ops import Repeat, Route
@@ -11,6 +12,8 @@ from tfc.passes.base import Contract, Note, Rewritten
 from tfc.passes.repetition import Layers, Text
 
 __all__ = ["Roll"]
+
+_LOOPS = (Repeat, Route)
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class _Rolling:
         """The program with its loops' bodies rolled, then itself, as often as there is something to roll."""
         eqns = []
         for eqn in program.eqns:
-            if isinstance(eqn.op, Repeat | Route) and (body := self.within(eqn.op.body)) is not eqn.op.body:
+            if isinstance(eqn.op, _LOOPS) and (body := self.within(eqn.op.body)) is not eqn.op.body:
                 eqn = replace(eqn, op=replace(eqn.op, body=body))
             eqns.append(eqn)
-        if any(a is not b for a, b in zip(eqns, program.eqns, strict=True)):
+        if not all(map(is_, eqns, program.eqns)):
             program = replace(program, eqns=tuple(eqns))
         while (rolled := self.once(program)) is not None:
             program = rolled
@@ -86,15 +89,16 @@ class _Rolling:
         ranks = {p.path: len(p.type.shape) for p in program.stored()}
         for column, path in zip(layers.params, paths, strict=True):
             axis = -ranks[column[0].path] - 1
-            self.forward[path] = Stack(tuple(self.source(p.path) for p in column), axis)
+            self.forward[path] = Stack(tuple([self.source(p.path) for p in column]), axis)
+            stack = Source(path)
             for turn, p in enumerate(column):
-                self.settle(p.path, Turn(Source(path), turn, axis))
+                self.settle(p.path, Turn(stack, turn, axis))
         own = {column[0].path: path for column, path in zip(layers.params, paths, strict=True)}
         loop = layers.loop(label, own, program)
         gone = {p.path for column in layers.params for p in column}
         after = layers.start + sum(map(len, layers.eqns))
         eqns = (*text.eqns[: layers.start], loop, *text.eqns[after:])
-        read = {a.name for e in eqns for a in e.args} | {v.name for v in text.ends}
+        read = {a.name for e in eqns for a in e.args} | text.ends
         constants = tuple(e for e in text.constants if e.out.name in read)
         params = tuple(p for p in program.params if p.path not in gone)
         return replace(program, params=params, eqns=(*constants, *eqns))

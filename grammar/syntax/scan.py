@@ -112,15 +112,15 @@ def scan(source: Source) -> Scan:
     comments: list[tuple[int, str]] = []
     first = True
     for match in _TOKEN.finditer(source.text):
-        kind = match.lastgroup or ""
+        kind, text = match.lastgroup or "", match.group()
         if kind == "blank":
-            first = first or "\n" in match.group()
+            first = first or "\n" in text
         elif kind == "comment":
-            comments.append((match.start(), match.group()))
+            comments.append((match.start(), text))
         else:
-            if kind == "name" and not match.group().isascii():
+            if kind == "name" and not text.isascii():
                 kind = "stray"
-            tokens.append(Token(kind, match.group(), match.start(), first))
+            tokens.append(Token(kind, text, match.start(), first))
             first = False
     faulty = (token for token in tokens if token.kind in _FAULTY)
     faults = [_FAULTY[token.kind](source, token) for token in islice(faulty, MAX_FAULTS)]
@@ -303,9 +303,10 @@ def _match(source: Source, tokens: list[Token], *, by_layout: bool) -> _Brackets
             found.faults.append(_unclosed(source, tokens, stack.pop(), before))
 
     for number, token in enumerate(tokens):
-        margin = token.first and (token.start == 0 or source.text[token.start - 1] == "\n")
-        if by_layout and stack and margin and number + 1 < len(tokens) and _begins_item(token, tokens[number + 1]):
-            unclosed(0, number)
+        if by_layout and stack and token.first and number + 1 < len(tokens):
+            margin = token.start == 0 or source.text[token.start - 1] == "\n"
+            if margin and _begins_item(token, tokens[number + 1]):
+                unclosed(0, number)
         found.depths.append(len(stack))
         if token.kind != "bracket":
             continue

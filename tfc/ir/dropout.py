@@ -71,7 +71,8 @@ def check_dropped(what: str, given: "list[TensorType] | tuple[TensorType, ...]")
 
 def drops(program: Program) -> bool:
     """Whether the program, or a body of it, has a dropout."""
-    return any(isinstance(e.op, Dropout) for e in program.eqns) or any(drops(body) for _, body in program.bodies())
+    ops = {id(e.op): e.op for e in program.eqns}.values()  # equal layers have the same ones
+    return any(isinstance(op, Dropout) for op in ops) or any(drops(body) for _, body in program.bodies())
 
 
 def site(path: str) -> tuple[int, int]:

@@ -179,9 +179,15 @@ def text(expr: Expr) -> str:
 
 def sources(expr: Expr) -> frozenset[str]:
     """The paths of the parameters that an expression reads."""
-    if isinstance(expr, Source):
-        return frozenset([expr.path])
-    return frozenset().union(*map(sources, parts(expr)))
+    found: set[str] = set()
+    left = [expr]
+    while left:
+        at = left.pop()
+        if isinstance(at, Source):
+            found.add(at.path)
+        else:
+            left.extend(parts(at))
+    return frozenset(found)
 
 
 def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
@@ -189,14 +195,15 @@ def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     match expr:
         case Source(path):
             return values.get(path, expr)
+        case Turn(of, index, axis):  # second: a deep model has a thousand
+            now = substitute(of, values)
+            return expr if now is of else Turn(now, index, axis)
         case Concat(inner, axis):
             return Concat(tuple(substitute(p, values) for p in inner), axis)
         case Call(_, inner, _, _, _):
             return replace(expr, of=tuple(substitute(p, values) for p in inner))
         case Stack(inner, axis):
             return Stack(tuple(substitute(p, values) for p in inner), axis)
-        case Turn(of, index, axis):
-            return Turn(substitute(of, values), index, axis)
         case Part(of, start, size, axis):
             return Part(substitute(of, values), start, size, axis)
         case ScaleRows(a, b) | UnscaleRows(a, b) | MatVec(a, b) | Add(a, b) | Sub(a, b):
@@ -236,6 +243,8 @@ class ParamMap:
         """This map, then `later`, as one. Raises ValueError where a guard of `later` asks for a computed parameter."""
         if later == IDENTITY:
             return self
+        if self == IDENTITY:
+            return later
         made = self.forward.keys() - self.backward.keys()  # exist between the two only
         forward = {path: e for path, e in self.forward.items() if path not in later.removed}
         forward |= {path: substitute(e, self.forward) for path, e in later.forward.items()}

@@ -68,7 +68,12 @@ def unpack(map: ParamMap, tree: Tree) -> dict[str, Array]:
 def failing_guards(map: ParamMap, tree: Tree) -> tuple[NonZero, ...]:
     """The conditions that do not hold of these parameters (before the passes). Their values must be known: not under a
     trace."""
-    return tuple(g for g in map.guards if not bool(jnp.all(tree[g.path] != 0)))
+    arrays = [tree[g.path] for g in map.guards]
+    if _on_host(arrays):
+        holds = [bool(np.all(np.asarray(x) != 0)) for x in arrays]
+    else:  # what devices find out is asked for once, when they all have been told to
+        holds = jax.device_get([jnp.all(x != 0) for x in arrays])
+    return tuple([g for g, held in zip(map.guards, holds, strict=True) if not held])
 
 
 def _need(made: Mapping[str, Expr], taken: frozenset[str], tree: Tree, what: str) -> None:
@@ -130,14 +135,18 @@ def _stacked(parts: Sequence[Array], axis: int) -> Array:
     """Parts one upon another. XLA compiles an array put together of many, and its gradient, for long (on a CPU 2 and
     7 ms for each part), so those that lie in the host's memory are put together there; and elsewhere a few at a time,
     which it must not put into one again: a fifth of that, for one more copy."""
-    if all(isinstance(x, np.ndarray) or _on_host(x) for x in parts):
-        return jnp.asarray(np.stack([np.asarray(x) for x in parts], axis))
+    if _on_host(parts):
+        return jnp.asarray(np.stack(parts, axis))
     if len(parts) <= TOGETHER:
         return jnp.stack(parts, axis)
     few = [jnp.stack(parts[n : n + TOGETHER], axis) for n in range(0, len(parts), TOGETHER)]
     return jnp.concatenate([jax.lax.optimization_barrier(x) for x in few], axis)
 
 
-def _on_host(x: Any) -> bool:
-    known = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    return known and len(x.devices()) == 1 and next(iter(x.devices())).platform == "cpu"
+def _on_host(arrays: Sequence[Array]) -> bool:
+    """Whether they all lie in the host's memory: numpy's, and those of one CPU device."""
+    if any(isinstance(x, Tracer) or not isinstance(x, np.ndarray | jax.Array) for x in arrays):
+        return False
+    shardings = {x.sharding for x in arrays if not isinstance(x, np.ndarray)}
+    devices = [[d.platform for d in sharding.device_set] for sharding in shardings]
+    return all(platforms == ["cpu"] for platforms in devices)
