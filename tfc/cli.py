@@ -310,7 +310,7 @@ def bench(
 
     \b
     Example:
-      tfc bench attention --against cudnn,tokamax,flex
+      tfc bench attention --against cudnn,tokamax,flex,flash2
       TFC_PEERS_PYTHON=~/peers/bin/python tfc bench minilm --against transformers
     """
     if not render and suite is None:
@@ -321,7 +321,7 @@ def bench(
 
     if render:
         return command.render(Path(folder))
-    peers = {"attention": "cudnn,tokamax,flex"}.get(suite or "", "") if against is None else against
+    peers = {"attention": "cudnn,tokamax,flex,flash2"}.get(suite or "", "") if against is None else against
     named = [p for p in peers.split(",") if p]
     return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
 

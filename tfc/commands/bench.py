@@ -62,7 +62,8 @@ def bench(
         for outcome in run(KERNEL, target, against, only=only, samples=samples, directions=directions):
             rows += outcome.rows
             for row in outcome.rows:
-                print(f"{row.case:24} {row.direction:7} ours {row.ours_ms:.3f} ms, {row.peer} {row.peer_ms:.3f} ms:"
+                peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
+                print(f"{row.case:24} {row.direction:7} ours {row.ours_ms:.3f} ms, {peer} {row.peer_ms:.3f} ms:"
                       f" {row.ratio:.2f}x, floor {row.floor_ms:.3f} ms, error {row.errors}", flush=True)  # fmt: skip
             for name, reason in outcome.refusals.items():
                 print(f"{outcome.case.name:24} {outcome.direction:7} {name} takes no part: {reason}", flush=True)
