@@ -382,7 +382,11 @@ def test_import_hf(capsys, minilm_weights, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["decode"], "there is no suite `decode`"), (["attention", "--against", "fa9"], "there is no peer `fa9`")],
+    [
+        (["training"], "there is no suite `training`"),
+        (["attention", "--against", "fa9"], "`attention` has no peer `fa9`"),
+        (["decode"], "the suite `decode` measures pallas_gpu"),
+    ],
 )
 def test_bench_refuses_in_words(capsys, words, said):
     assert tfc("bench", *words) == 1

@@ -311,17 +311,18 @@ def bench(
     \b
     Example:
       tfc bench attention --against cudnn,tokamax,flex,flash2
+      tfc bench decode --only 128k
       TFC_PEERS_PYTHON=~/peers/bin/python tfc bench minilm --against transformers
     """
     if not render and suite is None:
-        raise click.UsageError("name a suite: attention, approximation, minilm")
+        raise click.UsageError("name a suite: attention, decode, approximation, minilm")
     from pathlib import Path
 
     from tfc.commands import bench as command
 
     if render:
         return command.render(Path(folder))
-    peers = {"attention": "cudnn,tokamax,flex,flash2"}.get(suite or "", "") if against is None else against
+    peers = command.SUITES.get(suite or "", "") if against is None else against
     named = [p for p in peers.split(",") if p]
     return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
 

@@ -100,6 +100,11 @@ def tiles(case: AttentionCase) -> int:
     return round(of_each * case.batch * case.heads)
 
 
+def _tiles_of(case: AttentionCase, other: AttentionCase) -> dict[str, float]:
+    counts = tiles(case), tiles(other)
+    return {"tiles": counts[0], "beside_tiles": counts[1], "predicted": counts[1] / counts[0]}
+
+
 def distance(case: AttentionCase, out: jax.Array, operands: Operands) -> float:
     """Norm-wise distance of `out` [B, N, H, D] to the float64 definition, on sampled rows of two heads.
 
@@ -311,7 +316,7 @@ def run(
                 date=datetime.now(UTC).isoformat(timespec="seconds"), kernel_hash=kernel_hash("attention"),
                 command=f"tfc bench attention --against {','.join(against)}",
                 beside="" if other is None else other.name,
-                quality={} if other is None else {"tiles": tiles(case), "beside_tiles": tiles(other)},
+                quality={} if other is None else _tiles_of(case, other),
             )  # fmt: skip
 
     for case, direction in product([c for c in ATTENTION if only in c.name], directions):

@@ -15,7 +15,7 @@ from tfc.bench.timing import JaxRunner, Runner, TorchRunner
 from tfc.formula.expr import Apply, Const, Load, Read, conjuncts
 from tfc.ir.ops import P, S
 
-__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared"]
+__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared", "tokamax_here"]
 
 Operands = tuple[jax.Array, ...]
 Prepared = tuple[Runner, Callable[[], tuple[jax.Array, ...]]]
@@ -142,7 +142,8 @@ def _cudnn(case: AttentionCase, sets: Sequence[Operands], direction: Direction) 
     return prepared(call, sets, direction)
 
 
-def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+def tokamax_here() -> Any:
+    """The module. Raises PeerRefusal where it cannot be imported."""
     for name in ("xprof", "xprof.cli", "xprof.cli.tools"):  # only its own timing needs the profiler's package
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
@@ -151,6 +152,11 @@ def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction
         import tokamax
     except ImportError as error:
         raise PeerRefusal(f"tokamax does not import: {error}") from error
+    return tokamax
+
+
+def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+    tokamax = tokamax_here()
     form = Form.of(case).without(prefixes="no argument says prefixes of documents")
     sets, masks, biases = _with_arrays(case, form, sets, direction)
 

@@ -15,6 +15,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
+    "decode": ("formula.py", "pallas_gpu/*.py"),
     "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py", "xla/norm.py"),
     "approximation": ("tfc/params/fit/*.py", "tfc/passes/factorize.py", "tfc/passes/hash_attention.py"),
 }
@@ -136,10 +137,10 @@ def _against(rows: Sequence[Row], stale: Container[tuple[str, str]]) -> list[str
 
 def _beside(rows: Sequence[Row], stale: Container[tuple[str, str]]) -> list[str]:
     lines = [
-        f"| {rows[0].suite} on {rows[0].device} | direction | beside | by | its time over ours | by visited tiles |",
+        f"| {rows[0].suite} on {rows[0].device} | direction | beside | by | its time over ours | predicted |",
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
-        mark, predicted = " *" if (r.case, r.beside) in stale else "", r.quality["beside_tiles"] / r.quality["tiles"]
-        lines.append(f"| {r.case}{mark} | {r.direction} | {r.beside} | {r.peer} | {r.ratio:.2f} | {predicted:.2f} |")
+        mark, predicted = " *" if (r.case, r.beside) in stale else "", f"{r.quality['predicted']:.2f}"
+        lines.append(f"| {r.case}{mark} | {r.direction} | {r.beside} | {r.peer} | {r.ratio:.2f} | {predicted} |")
     return lines
