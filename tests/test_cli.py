@@ -80,13 +80,6 @@ def test_help_of_show_lists_the_passes(capsys):
     assert [line.split()[0] for line in listed] == ["parse", "lower", *(p.name for p in DEFAULT)]
 
 
-@pytest.mark.parametrize("name", cli.LATER)
-def test_names_kept_for_later_say_so(capsys, name):
-    assert name not in cli.cli.commands
-    assert tfc(name, "x.tfm") == 2
-    assert f"this version of tfc does not have `tfc {name}` yet" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -97,6 +90,7 @@ def test_names_kept_for_later_say_so(capsys, name):
         (["explain", "x.tfm", "--html", "x.html"], "does not write HTML yet"),
         (["run", "x.tfm"], "give --text or --input"),
         (["bench"], "name a suite"),
+        (["tune"], "name a spec, or one of the suites"),
         (["run", "x.tfm", "a sentence"], "sentences come after --text"),
         (["import", "torch", "x"], "there is no command `torch`"),
     ],

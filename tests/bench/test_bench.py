@@ -48,9 +48,8 @@ SMALL = AttentionCase(name="small", batch=1, length=1024, heads=2, kv_heads=1, h
 def test_visible_pairs_are_counted_as_the_mask_says(case: AttentionCase) -> None:
     """The closed form of the floor equals a count over tokens by the definition, on a shorter problem of the mask."""
     small = replace(case, batch=1, heads=1, length=2304 if case.documents or "window" in case.name else 96)
-    captured = [attention._captured(small, what) for what in small.captured]
     scores = jnp.zeros((1, 1, small.length, small.length))
-    (kept,) = masked(Masked(formula=small.mask), jnp.float32, scores, *captured)
+    (kept,) = masked(Masked(formula=small.mask), jnp.float32, scores, *attention.captured(small))
     assert small.pairs == int(jnp.isfinite(kept).sum())
 
 

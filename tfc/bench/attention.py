@@ -27,7 +27,7 @@ from tfc.ir.ops import P
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["BenchError", "Outcome", "run"]
+__all__ = ["BenchError", "Outcome", "captured", "run"]
 
 ROTATED = 200e6
 """Bytes of operands in rotation: four times the 50 MB L2 cache of Hopper."""
@@ -66,11 +66,16 @@ class Outcome:
 
 def operand_sets(case: AttentionCase, direction: Direction = "forward") -> list[Operands]:
     """Enough sets of random operands that no call finds its own in the cache; captured arrays are shared."""
-    captured = [_captured(case, what) for what in case.captured]
-    return [_operands(case, direction, captured, i) for i in range(max(2, math.ceil(ROTATED / case.bytes)))]
+    given = captured(case)
+    return [_operands(case, direction, given, i) for i in range(max(2, math.ceil(ROTATED / case.bytes)))]
 
 
-def _operands(case: AttentionCase, direction: Direction, captured: Sequence[jax.Array], seed: int) -> Operands:
+def captured(case: AttentionCase) -> list[jax.Array]:
+    """The arrays of the formulas' slots."""
+    return [_captured(case, what) for what in case.captured]
+
+
+def _operands(case: AttentionCase, direction: Direction, given: Sequence[jax.Array], seed: int) -> Operands:
     """q, k, v, what the formulas read, and for both directions a cotangent of the result."""
     *keys, last = jax.random.split(jax.random.key(seed), 4)
     heads = (case.heads, case.kv_heads, case.kv_heads)
@@ -79,7 +84,7 @@ def _operands(case: AttentionCase, direction: Direction, captured: Sequence[jax.
         for key, n in zip(keys, heads, strict=True)
     ]
     cotangent = [jax.random.normal(last, q.shape, jnp.bfloat16)] if direction == "both" else []
-    return (q, k, v, *captured, *cotangent)
+    return (q, k, v, *given, *cotangent)
 
 
 def _captured(case: AttentionCase, what: str) -> jax.Array:
@@ -93,9 +98,9 @@ def _captured(case: AttentionCase, what: str) -> jax.Array:
 
 def tiles(case: AttentionCase) -> int:
     """Tiles of 128 queries and 128 keys that a kernel has to visit, of all rows and heads."""
-    captured = [np.asarray(_captured(case, what)) for what in case.captured]
+    given = [np.asarray(x) for x in captured(case)]
     sizes = dict(n=case.length, m=case.length, block_q=128, block_k=128, batch=case.batch, heads=case.heads)
-    found = visited_tiles(case.mask, captured, **sizes)
+    found = visited_tiles(case.mask, given, **sizes)
     of_each: float = np.mean(found > 0) * found.shape[2] * found.shape[3]
     return round(of_each * case.batch * case.heads)
 
@@ -149,7 +154,7 @@ def gradient_distance(case: AttentionCase, kernel: Kernel, target: Target) -> fl
     of two heads of a shorter problem, as each gradient depends on all of one."""
     group = case.heads // case.kv_heads
     small = replace(case, batch=1, length=min(case.length, GRADED), heads=2 * group, kv_heads=2)
-    operands = _operands(small, "both", [_captured(small, what) for what in small.captured], 0)
+    operands = _operands(small, "both", captured(small), 0)
     built = differentiable(kernel, small.eqn(), target, XLA)
     _, got = prepared(lambda *x: built(*x)[0], [operands], "both")
     q, k, v, *rest, cotangent = (_on_host(x) for x in operands)

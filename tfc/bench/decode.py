@@ -29,7 +29,7 @@ from tfc.ir.ops import Attention
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-__all__ = ["DECODE", "DecodeCase", "Outcome", "bandwidths", "built", "distance", "operand_sets", "run"]
+__all__ = ["DECODE", "DecodeCase", "Outcome", "bandwidths", "built", "captured_of", "distance", "operand_sets", "run"]
 
 SUITE = "decode"
 SEEN = apply("le", Token("k"), Load(0, "q", Kind.INT))
@@ -125,6 +125,11 @@ def operand_sets(case: DecodeCase) -> list[Operands]:
     return [_operands(case, seed) for seed in range(max(2, math.ceil(ROTATED / case.bytes)))]
 
 
+def captured_of(case: DecodeCase) -> list[jax.Array]:
+    """The positions of the queries, the last ones of each row."""
+    return [jnp.tile(jnp.arange(case.length - case.queries, case.length, dtype=jnp.int32), (case.batch, 1))]
+
+
 def _operands(case: DecodeCase, seed: int) -> Operands:
     b, m, g, d = case.batch, case.length, case.kv_heads, case.head_dim
     first, *keys = jax.random.split(jax.random.key(seed), 6)
@@ -135,7 +140,7 @@ def _operands(case: DecodeCase, seed: int) -> Operands:
             made.append(jax.random.randint(key, (rows, tokens, g, d), -127, 128, jnp.int8))
         else:
             made.append(jax.random.normal(key, (rows, tokens, g, d), jnp.bfloat16).astype(case.kept or jnp.bfloat16))
-    made.append(jnp.tile(jnp.arange(m - case.queries, m, dtype=jnp.int32), (b, 1)))
+    made += captured_of(case)
     if case.page:
         made.append(jax.random.permutation(keys[2], rows).reshape(b, -1).astype(jnp.int32))
     if case.kept:
