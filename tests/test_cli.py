@@ -56,7 +56,7 @@ def test_help_teaches(capsys):
     assert tfc("--help") == 0
     said = capsys.readouterr().out
     commands = [
-        "check", "fmt", "show", "explain", "compile", "run", "bench", "convert", "import", "export",
+        "check", "fmt", "show", "explain", "compile", "run", "bench", "tune", "convert", "import", "export",
         "verify", "doctor", "lsp",
     ]  # fmt: skip
     assert [line.split()[0] for line in said.split("Commands:")[1].strip().splitlines()] == commands
