@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    os.environ["TFC_TUNED"] = os.devnull  # no user's block sizes
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is first asked for a device
     if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("TFC_AOT") != "1" and profile(config) != "deep":
         # most of the time goes into compiling programs that run once, on a few numbers: without LLVM's optimizations

@@ -56,7 +56,7 @@ def test_help_teaches(capsys):
     assert tfc("--help") == 0
     said = capsys.readouterr().out
     commands = [
-        "check", "fmt", "show", "explain", "compile", "run", "bench", "convert", "import", "export",
+        "check", "fmt", "show", "explain", "compile", "run", "bench", "tune", "convert", "import", "export",
         "verify", "doctor", "lsp",
     ]  # fmt: skip
     assert [line.split()[0] for line in said.split("Commands:")[1].strip().splitlines()] == commands
@@ -80,13 +80,6 @@ def test_help_of_show_lists_the_passes(capsys):
     assert [line.split()[0] for line in listed] == ["parse", "lower", *(p.name for p in DEFAULT)]
 
 
-@pytest.mark.parametrize("name", cli.LATER)
-def test_names_kept_for_later_say_so(capsys, name):
-    assert name not in cli.cli.commands
-    assert tfc(name, "x.tfm") == 2
-    assert f"this version of tfc does not have `tfc {name}` yet" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -97,6 +90,7 @@ def test_names_kept_for_later_say_so(capsys, name):
         (["explain", "x.tfm", "--html", "x.html"], "does not write HTML yet"),
         (["run", "x.tfm"], "give --text or --input"),
         (["bench"], "name a suite"),
+        (["tune"], "name a spec, or one of the suites"),
         (["run", "x.tfm", "a sentence"], "sentences come after --text"),
         (["import", "torch", "x"], "there is no command `torch`"),
     ],
@@ -382,7 +376,11 @@ def test_import_hf(capsys, minilm_weights, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["decode"], "there is no suite `decode`"), (["attention", "--against", "fa9"], "there is no peer `fa9`")],
+    [
+        (["training"], "there is no suite `training`"),
+        (["attention", "--against", "fa9"], "`attention` has no peer `fa9`"),
+        (["decode"], "the suite `decode` measures pallas_gpu"),
+    ],
 )
 def test_bench_refuses_in_words(capsys, words, said):
     assert tfc("bench", *words) == 1

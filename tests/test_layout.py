@@ -116,6 +116,7 @@ def test_the_wheel_installs_tfc_alone(tmp_path):
         expected |= {f"{into}/{f.name}" for f in folder(package).glob("*.py")}
     expected |= {f"tfc/grammar/{f.name}" for f in (ROOT / "grammar").glob("*.lark")}
     expected |= {f"tfc/grammar/prelude/{f.name}" for f in (ROOT / "grammar" / "prelude").glob("*.tfm")}
+    expected |= {f"tfc/backends/pallas_gpu/{f.name}" for f in folder("tfc.backends.pallas_gpu").glob("*.jsonl")}
     assert {f for f in files if f.startswith("tfc/")} == expected
     assert any(f.endswith(".lark") for f in expected) and any(f.endswith(".tfm") for f in expected)
 

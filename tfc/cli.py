@@ -16,14 +16,9 @@ from tfc.targets import skip_absent
 
 __all__ = ["main"]
 
-LATER = {
-    "tune": "measured block sizes",
-}
-"""Commands whose names are kept and that this version does not have. A test keeps them apart from those it has."""
-
 
 class Commands(click.Group):
-    """Commands in the order they are written here; a name kept for later is answered in words."""
+    """Commands in the order they are written here."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -31,8 +26,6 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] in LATER:
-            ctx.fail(f"this version of tfc does not have `tfc {args[0]}` yet ({LATER[args[0]]})")
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             like = closest(args[0], self.commands)
             ctx.fail(f"there is no command `{args[0]}`" + (f"; did you mean `{like}`?" if like else ""))
@@ -310,20 +303,63 @@ def bench(
 
     \b
     Example:
-      tfc bench attention --against cudnn,tokamax,flex
+      tfc bench attention --against cudnn,tokamax,flex,flash2
+      tfc bench decode --only 128k
       TFC_PEERS_PYTHON=~/peers/bin/python tfc bench minilm --against transformers
     """
     if not render and suite is None:
-        raise click.UsageError("name a suite: attention, approximation, minilm")
+        raise click.UsageError("name a suite: attention, decode, approximation, minilm")
     from pathlib import Path
 
     from tfc.commands import bench as command
 
     if render:
         return command.render(Path(folder))
-    peers = {"attention": "cudnn,tokamax,flex"}.get(suite or "", "") if against is None else against
+    peers = command.SUITES.get(suite or "", "") if against is None else against
     named = [p for p in peers.split(",") if p]
     return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
+
+
+@cli.command(short_help="Measure block sizes of kernels and keep them.")
+@click.argument("what", required=False, metavar="[FILE|attention|decode]")
+@click.option(
+    "--set", "sets", multiple=True, metavar="NAME=VALUE", callback=_pairs, help="Override a `let` of the spec."
+)
+@_target
+@click.option("--shape", "shape", multiple=True, metavar="NAME=N", callback=_pairs, help="Lengths: --shape B=8,T=128.")
+@click.option("--decode", "length", type=click.IntRange(min=2), metavar="N", help="Of one new token, N tokens kept.")
+@click.option(
+    "--kernel", "kernels", multiple=True, type=click.Choice(["forward", "backward", "decode"]), help="Only of these."
+)
+@click.option("--only", default="", metavar="TEXT", help="Only cases, or places in a spec, whose name has this text.")
+@click.option("--ship", is_flag=True, help="Write the best ones into the table that tfc is shipped with.")
+def tune(
+    what: str | None,
+    sets: dict[str, str],
+    target: str,
+    shape: dict[str, str],
+    length: int | None,
+    kernels: tuple[str, ...],
+    only: str,
+    ship: bool,
+) -> int:
+    """Time the candidate configurations of the attention kernels that a spec, or a suite's cases, run on the GPU here.
+
+    Each time is kept at once in a file of the user's cache folder (or where TFC_TUNED says), for the equation, its
+    shapes, the device and the versions; an interrupted run goes on where it stopped. Later calls of the same equations
+    use the fastest.
+
+    \b
+    Example:
+      tfc tune model.tfm --shape B=2,T=8192
+      tfc tune model.tfm --decode 32768 --shape B=1
+      tfc tune attention --only causal --kernel forward
+    """
+    if what is None and not ship:
+        raise click.UsageError("name a spec, or one of the suites: attention, decode")
+    from tfc.commands.tune import tune
+
+    return tune(what, sets, target, shape, length, kernels, only, ship)
 
 
 @cli.command(short_help="Make a trained model's weights fit another spec.")

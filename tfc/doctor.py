@@ -122,4 +122,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _caches() -> dict[str, str]:
     from platformdirs import user_cache_dir
 
-    return {"tables of the grammar": str(Path(user_cache_dir("tfc"), "grammar"))}
+    from tfc.backends.pallas_gpu.tuned import user_file
+
+    return {"tables of the grammar": str(Path(user_cache_dir("tfc"), "grammar")), "tuned block sizes": str(user_file())}

@@ -12,7 +12,7 @@ import numpy as np
 from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
-from tfc.backends.pallas_gpu import schedule
+from tfc.backends.pallas_gpu import schedule, tuned
 from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
 from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY, launch
 from tfc.backends.pallas_gpu.weighing import weighing
@@ -213,12 +213,12 @@ def _jitted(plan: Plan) -> Callable[..., tuple[Array, Array]]:
 
 
 def config_of(eqn: Eqn, target: Target) -> Config:
-    """The block sizes of an equation whose shapes are bound."""
+    """The block sizes of an equation whose shapes are bound: measured ones, where a table has them, or by rule."""
     op, (_, n, _, head_dim), values = eqn.op, eqn.args[0].type.ints, eqn.args[2].type.ints[3]
     assert isinstance(op, Attention)
     formulas = (op.score, op.mask, op.weigh)
     fields = any(isinstance(node, Load) and node.side == "k" for f in formulas for node in walk(f))
-    config = config_for(head_dim, n, fields, values)
+    config = replace(config_for(head_dim, n, fields, values), **tuned.fields("forward", eqn, target))
     # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
     return replace(config, consumers=2) if target.interpret else config
 

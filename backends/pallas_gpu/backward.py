@@ -16,7 +16,7 @@ import numpy as np
 from tfc.backends.bounds import visited_ranges, visiting_ranges
 from tfc.backends.formula import LOG2E, unlowerable
 from tfc.backends.kernel import DTYPES, Gradient, Kernel, Target
-from tfc.backends.pallas_gpu import by_keys, by_queries
+from tfc.backends.pallas_gpu import by_keys, by_queries, tuned
 from tfc.backends.pallas_gpu.attention import KERNEL as FORWARD
 from tfc.backends.pallas_gpu.attention import operands, padded, up
 from tfc.backends.pallas_gpu.pairs import Config, Leaf, Plan, leaves_of
@@ -26,7 +26,7 @@ from tfc.formula.expr import Apply, FormulaError, Load, Side, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 
-__all__ = ["KERNEL", "build", "configs_for", "refuse"]
+__all__ = ["KERNEL", "build", "configs_for", "configs_of", "refuse"]
 
 Array = jax.Array
 
@@ -171,23 +171,32 @@ def _summed(leaf: Leaf, sums: Array, x: Array) -> Array:
     return jnp.sum(sums, axis=(0, 2))
 
 
-def plans_of(eqn: Eqn, target: Target) -> tuple[Plan, ...]:
-    """The kernels' plans of an equation whose shapes are bound."""
-    op, (q, k, _, *_) = eqn.op, (a.type for a in eqn.args)
+def configs_of(eqn: Eqn, target: Target) -> dict[str, Config]:
+    """The block sizes of an equation's gradient kernels, by what each gives: measured ones, where a table has them, or
+    by rule."""
+    op, q = eqn.op, eqn.args[0].type
     assert isinstance(op, Attention)
-    (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
     leaves = leaves_of(op.score, _trained(eqn))
     read = {node.side for f in (op.score, op.mask) for node in walk(f) if isinstance(node, Load)}
-    configs = configs_for(
-        head_dim,
-        n,
+    ruled = configs_for(
+        q.ints[3],
+        q.ints[1],
         more="k" in read or bool(leaves["q"]),
         keys=bool(leaves["k"]),
         intricate=any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(op.score)),
         plain=op.score == S and not read,
     )
+    return {gives: replace(c, **tuned.fields(f"backward {gives}", eqn, target)) for gives, c in ruled.items()}
+
+
+def plans_of(eqn: Eqn, target: Target, configs: Mapping[str, Config] | None = None) -> tuple[Plan, ...]:
+    """The kernels' plans of an equation whose shapes are bound. configs: others than those of `configs_of`."""
+    op, (q, k, _, *_) = eqn.op, (a.type for a in eqn.args)
+    assert isinstance(op, Attention)
+    (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
+    leaves = leaves_of(op.score, _trained(eqn))
     plans = []
-    for gives, config in configs.items():
+    for gives, config in (configs or configs_of(eqn, target)).items():
         side: Side = "q" if gives == "q" else "k"
         plan = Plan(
             # interpreted warpgroups are threads that wait for one another: see the forward kernel
@@ -211,13 +220,15 @@ def plans_of(eqn: Eqn, target: Target) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array | None, ...]]:
+def build(
+    eqn: Eqn, target: Target, configs: Mapping[str, Config] | None = None
+) -> Callable[..., tuple[Array | None, ...]]:
     """The gradient as a function of (operands, results, cotangents), each a sequence of arrays, that gives one array
-    an operand, None for those that have no gradient."""
+    an operand, None for those that have no gradient. configs: other block sizes than those of `configs_of`."""
     op, (q, k) = eqn.op, (a.type for a in eqn.args[:2])
     assert isinstance(op, Attention)
     (batch, n, heads, _), m = q.ints, k.ints[1]
-    plans = plans_of(eqn, target)
+    plans = plans_of(eqn, target, configs)
 
     def visits(plan: Plan, captured: Sequence[Array]) -> tuple[Any, Any]:
         find, (rows, columns) = visited_ranges, (plan.config.rows, plan.config.columns)

@@ -16,6 +16,7 @@ import numpy as np
 from tfc.backends.bounds import visited_tiles
 from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
+from tfc.backends.pallas_gpu import tuned
 from tfc.backends.pallas_gpu.attention import padded, up
 from tfc.backends.pallas_gpu.cached import BITS, Plan, launch, merge
 from tfc.backends.pallas_gpu.streaming import ROWS, Config, H
@@ -193,11 +194,13 @@ def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
 
 
 def plan_of(eqn: Eqn, target: Target) -> Plan:
-    """The plan of an equation whose shapes are bound."""
+    """The plan of an equation whose shapes are bound, by measured block sizes, where a table has them, or by rule."""
     op, (q, k, _, *_) = eqn.op, (a.type for a in eqn.args)
     assert isinstance(op, Attention)
     (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
-    config = config_for(head_dim)
+    found = dict(tuned.fields("decode", eqn, target))
+    splits = found.pop("splits", 0)
+    config = replace(config_for(head_dim), **found)
     slots = (target.sms or SMS) * resident(head_dim)
     return Plan(
         config=config,
@@ -212,17 +215,18 @@ def plan_of(eqn: Eqn, target: Target) -> Plan:
         score=op.score,
         mask=op.mask,
         interpret=target.interpret,
-        splits=splits_for(batch * kv_heads, -(-m // config.block_k), slots),
+        splits=splits or splits_for(batch * kv_heads, -(-m // config.block_k), slots),
     )
 
 
-def build(eqn: Eqn, target: Target) -> Callable[..., tuple[Array, Array]]:
-    """The equation as a function of q, k, v and the captured arrays that gives (out, lse)."""
+def build(eqn: Eqn, target: Target, plan: Plan | None = None) -> Callable[..., tuple[Array, Array]]:
+    """The equation as a function of q, k, v and the captured arrays that gives (out, lse). plan: another than
+    `plan_of`'s."""
     op, (batch, n, heads, _) = eqn.op, eqn.args[0].type.ints
     assert isinstance(op, Attention)
     if batch * n == 0:  # nobody to see anything
         return lambda q, *_: (jnp.zeros_like(q), jnp.full((batch, heads, n), -jnp.inf, jnp.float32))
-    plan = plan_of(eqn, target)
+    plan = plan or plan_of(eqn, target)
     sizes = dict(n=n, m=plan.m, block_q=n, block_k=plan.config.block_k, batch=batch, heads=heads)
 
     def attention(q: Array, k: Any, v: Any, *captured: Array) -> tuple[Array, Array]:

@@ -10,17 +10,34 @@ import jax.numpy as jnp
 import pytest
 
 from tfc.backends.kernel import Kernel, Target
+from tfc.backends.pallas_gpu import attention as forward
+from tfc.backends.pallas_gpu.backward import KERNEL
+from tfc.backends.reference.attention import masked
 from tfc.backends.xla.attention import KERNEL as XLA
 from tfc.bench import attention, results, timing
-from tfc.bench.cases import ATTENTION, CAUSAL, AttentionCase, Direction, and_all, window
+from tfc.bench.cases import (
+    ATTENTION,
+    CAUSAL,
+    PREFIXED,
+    SEGMENTS,
+    AttentionCase,
+    Direction,
+    alibi,
+    and_all,
+    drawn,
+    hstu,
+    softcap,
+    window,
+)
 from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
 from tfc.commands.bench import bench, shown
 from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
-from tfc.ir.ops import Attention
+from tfc.ir.ops import Attention, Masked
 from tfc.ir.program import Eqn
+from tfc.targets import resolve
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*.jsonl"))
@@ -29,17 +46,81 @@ SMALL = AttentionCase(name="small", batch=1, length=1024, heads=2, kv_heads=1, h
 
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda c: c.name)
 def test_visible_pairs_are_counted_as_the_mask_says(case: AttentionCase) -> None:
-    """The closed form of the floor equals a count over tokens, on a shorter problem of the same mask."""
-    small = replace(case, length=2048 if "1024" in case.name else 96)
-    i, j = jnp.arange(small.length)[:, None], jnp.arange(small.length)[None, :]
-    seen = jnp.ones((small.length, small.length), bool)
-    if "full" not in case.name:
-        seen &= j <= i
-    if "window" in case.name:
-        seen &= abs(i - j) < 1024
-    if "documents" in case.name:
-        seen &= i // 1024 == j // 1024
-    assert small.pairs == int(seen.sum())
+    """The closed form of the floor equals a count over tokens by the definition, on a shorter problem of the mask."""
+    small = replace(case, batch=1, heads=1, length=2304 if case.documents or "window" in case.name else 96)
+    scores = jnp.zeros((1, 1, small.length, small.length))
+    (kept,) = masked(Masked(formula=small.mask), jnp.float32, scores, *attention.captured(small))
+    assert small.pairs == int(jnp.isfinite(kept).sum())
+
+
+def test_lengths_of_documents_are_as_byte_transformer_draws_them() -> None:
+    """Uniform from a fifth of the longest to it: the mean is 0.6 of it; they fill the row."""
+    lengths = drawn(32, 1024)
+    assert sum(lengths) == pytest.approx(32 * 0.6 * 1024, rel=1e-3)
+    assert min(lengths) < 230 and max(lengths) > 1000 and lengths != tuple(sorted(lengths))
+    (packed,) = (c for c in ATTENTION if c.name == "packed 32x1024 d64")
+    assert packed.length == sum(packed.spans) == sum(lengths) and packed.beside is not None
+    assert packed.beside.batch * packed.beside.length == 32 * 1024
+
+
+def test_tiles_are_counted_alike_for_both_that_are_compared() -> None:
+    """Ratios of visited tiles are near those of visible pairs, of which tiles hold a few more."""
+    for case in (c for c in ATTENTION if c.beside is not None):
+        assert case.beside is not None
+        pairs = [c.pairs * c.batch * c.heads for c in (case, case.beside)]
+        found = [attention.tiles(c) for c in (case, case.beside)]
+        assert all(p <= 128 * 128 * t for p, t in zip(pairs, found, strict=True))
+        assert pairs[1] / pairs[0] * 0.7 < found[1] / found[0] <= pairs[1] / pairs[0] * 1.01, case.name
+
+
+SHORT = (
+    replace(
+        SMALL, name="packed", length=300, mask=SEGMENTS, captured=("segments q", "segments k"), documents=(90, 210)
+    ),
+    replace(SMALL, name="pointwise", length=300, weigh=hstu(300)),
+    replace(
+        SMALL, name="all", length=300, mask=and_all(PREFIXED, SEGMENTS), score=alibi(3, softcap(20.0)), prefix=40,
+        captured=("segments q", "segments k", "prefixes q", "slopes"), documents=(90, 210),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHORT, ids=lambda c: c.name)
+def test_a_case_beside_another(case: AttentionCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows say what they were measured beside and both counts of tiles; peers without the weights compute the other."""
+    case = replace(case, beside=replace(SMALL, length=300))
+    monkeypatch.setattr(attention, "ATTENTION", (case,))
+    monkeypatch.setattr(attention, "ROTATED", 1.0)
+    monkeypatch.setattr(attention, "SAMPLED", 64)
+    monkeypatch.setattr(timing, "CALLS", 1)
+    monkeypatch.setitem(attention.PEERS, "jax", Peer("jax", _jax, ("jax",)))
+    cpu = Target(name="cpu", platform="cpu", matmul_flops=1e9, bandwidth=1e12)
+    (outcome,) = attention.run(XLA, cpu, ["jax"], samples=1, directions=["forward"])
+    rows = {row.peer: row for row in outcome.rows}
+    assert rows["own"].beside == "small" and rows["own"].errors["xla"] < 5e-3
+    assert rows["own"].quality["beside_tiles"] == 2 * 6 and rows["own"].quality["tiles"] >= 2 * 6
+    if case.name == "pointwise":
+        assert rows["jax"].beside == "small"
+    else:  # causal attention is not what the case asks for
+        assert "jax" not in rows and "from what is right" in outcome.refusals["jax"]
+    text = markdown(outcome.rows)
+    assert "| beside | by |" in text and f"| {case.name} | forward | small | own |" in text
+
+
+def test_forms_of_functions_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The approximate form changes the kernel's configuration alone, has no gradient, and no other kernel has it."""
+    h200 = resolve("h200")
+    (case,) = (c for c in ATTENTION if c.functions == "hardware")
+    made = []
+    monkeypatch.setattr(forward, "call", lambda plan: made.append(plan) or (lambda *x: x[:2]))
+    for kernel in (KERNEL, attention.formed(KERNEL, case.functions)):
+        shapes = [jax.ShapeDtypeStruct(a.type.ints, jnp.bfloat16) for a in case.eqn().args]
+        jax.eval_shape(kernel.build(case.eqn(), replace(h200, interpret=True)), *shapes)
+    assert [plan.config.functions for plan in made] == ["accurate", "hardware"]
+    assert replace(made[1], config=made[0].config) == made[0]
+    assert attention.formed(KERNEL, "hardware").gradient is None
+    with pytest.raises(attention.BenchError, match="has no `hardware` functions"):
+        attention.formed(XLA, "hardware")
 
 
 def test_peers_say_a_case_in_their_own_words_or_refuse() -> None:
@@ -47,6 +128,12 @@ def test_peers_say_a_case_in_their_own_words_or_refuse() -> None:
     own = apply("eq", apply("mod", Token("q"), Const(4)), apply("mod", Token("k"), Const(4)))
     with pytest.raises(PeerRefusal, match="no argument says"):
         Form.of(replace(SMALL, mask=and_all(CAUSAL, own)))
+    with pytest.raises(PeerRefusal, match="weighs by the softmax alone"):
+        Form.of(replace(SMALL, weigh=hstu(1024)))
+    form = Form.of(SHORT[2])
+    assert (form.causal, form.segments, form.prefixes, form.softcap, form.slopes) == (False, 0, 2, 20.0, 3)
+    with pytest.raises(PeerRefusal, match="no tables"):
+        form.without(window="no window", slopes="no tables")
 
 
 def test_the_check_before_timing_tells_right_from_wrong() -> None:
@@ -112,7 +199,7 @@ def test_a_suite_without_directions_refuses_one(tmp_path: Path) -> None:
 
 
 def _jax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
-    def call(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *captured: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(q, k, v, scale=case.scale, is_causal=True)
 
     return prepared(call, sets, direction)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CHOOSES = ("test_zoo.py", "test_decode.py")
+CHOOSES = ("test_zoo.py", "test_decode.py", "test_kernels.py")
 """Files that choose for themselves."""
 
 

@@ -1,7 +1,7 @@
 """Runs the suite `attention`: every case checked against float64, then timed beside its peers in one run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
@@ -11,18 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.backends.bounds import visited_tiles
 from tfc.backends.gradients import differentiable
 from tfc.backends.kernel import Kernel, Target
+from tfc.backends.pallas_gpu import attention as forward
+from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.reference.program import define
 from tfc.backends.xla.attention import KERNEL as XLA
-from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, AttentionCase, Direction
+from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction
 from tfc.bench.peers import PEERS, Operands, Peer, PeerRefusal, prepared
 from tfc.bench.results import Row, kernel_hash
 from tfc.bench.timing import JaxRunner, Runner, interleave
 from tfc.formula.expr import Const, conjuncts
+from tfc.ir.ops import P
+from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["BenchError", "Outcome", "run"]
+__all__ = ["BenchError", "Outcome", "captured", "run"]
 
 ROTATED = 200e6
 """Bytes of operands in rotation: four times the 50 MB L2 cache of Hopper."""
@@ -36,6 +41,13 @@ GRADED = 2304
 
 GRADIENTS = 1.5e-2
 """Most that bf16 gradients may be away: each is a sum of products of the rounded weights (2^-8) and rounded itself."""
+
+
+WRONG = 5e-2
+"""From where on a peer's result is another function's and not that of bf16: such a peer is not timed."""
+
+OWN = "own"
+"""The name among peers of our own kernel on the case that another is measured beside."""
 
 
 class BenchError(Exception):
@@ -54,11 +66,16 @@ class Outcome:
 
 def operand_sets(case: AttentionCase, direction: Direction = "forward") -> list[Operands]:
     """Enough sets of random operands that no call finds its own in the cache; captured arrays are shared."""
-    captured = [_captured(case, what) for what in case.captured]
-    return [_operands(case, direction, captured, i) for i in range(max(2, math.ceil(ROTATED / case.bytes)))]
+    given = captured(case)
+    return [_operands(case, direction, given, i) for i in range(max(2, math.ceil(ROTATED / case.bytes)))]
 
 
-def _operands(case: AttentionCase, direction: Direction, captured: Sequence[jax.Array], seed: int) -> Operands:
+def captured(case: AttentionCase) -> list[jax.Array]:
+    """The arrays of the formulas' slots."""
+    return [_captured(case, what) for what in case.captured]
+
+
+def _operands(case: AttentionCase, direction: Direction, given: Sequence[jax.Array], seed: int) -> Operands:
     """q, k, v, what the formulas read, and for both directions a cotangent of the result."""
     *keys, last = jax.random.split(jax.random.key(seed), 4)
     heads = (case.heads, case.kv_heads, case.kv_heads)
@@ -67,35 +84,52 @@ def _operands(case: AttentionCase, direction: Direction, captured: Sequence[jax.
         for key, n in zip(keys, heads, strict=True)
     ]
     cotangent = [jax.random.normal(last, q.shape, jnp.bfloat16)] if direction == "both" else []
-    return (q, k, v, *captured, *cotangent)
+    return (q, k, v, *given, *cotangent)
 
 
 def _captured(case: AttentionCase, what: str) -> jax.Array:
-    if what.startswith("segments"):
-        segments = jnp.arange(case.length, dtype=jnp.int32) // int(what.split()[1])
-        return jnp.tile(segments, (case.batch, 1))
     if what == "slopes":  # ALiBi for a power of two of heads (arXiv:2108.12409)
         return 2.0 ** (-8.0 * (jnp.arange(case.heads, dtype=jnp.float32) + 1) / case.heads)
-    raise ValueError(f"no operands called {what!r}")
+    starts = np.cumsum((0, *case.spans[:-1]))
+    fields = {"segments": np.arange(len(starts)), "prefixes": starts + case.prefix}
+    of_tokens = np.repeat(fields[what.split()[0]], case.spans).astype(np.int32)
+    return jnp.tile(jnp.asarray(of_tokens), (case.batch, 1))
+
+
+def tiles(case: AttentionCase) -> int:
+    """Tiles of 128 queries and 128 keys that a kernel has to visit, of all rows and heads."""
+    given = [np.asarray(x) for x in captured(case)]
+    sizes = dict(n=case.length, m=case.length, block_q=128, block_k=128, batch=case.batch, heads=case.heads)
+    found = visited_tiles(case.mask, given, **sizes)
+    of_each: float = np.mean(found > 0) * found.shape[2] * found.shape[3]
+    return round(of_each * case.batch * case.heads)
+
+
+def _tiles_of(case: AttentionCase, other: AttentionCase) -> dict[str, float]:
+    counts = tiles(case), tiles(other)
+    return {"tiles": counts[0], "beside_tiles": counts[1], "predicted": counts[1] / counts[0]}
 
 
 def distance(case: AttentionCase, out: jax.Array, operands: Operands) -> float:
     """Norm-wise distance of `out` [B, N, H, D] to the float64 definition, on sampled rows of two heads.
 
     Rows a..b of a causal case see keys before b only, so a sample is the definition's last rows of the shorter
-    problem of b keys; without a mask any rows of the whole problem serve.
+    problem of b keys, as it is where a document ends at b; without a mask any rows of the whole problem serve.
     """
-    causal = CAUSAL in conjuncts(case.mask)
-    if not causal and case.mask != Const(True):
+    plain, causal = case.mask == Const(True), CAUSAL in conjuncts(case.mask)
+    ends = [case.length // 2 + 77, case.length]
+    if SEGMENTS in conjuncts(case.mask):
+        ends[0] = min(np.cumsum(case.spans).tolist(), key=lambda end: abs(end - ends[0]))
+    elif not plain and not causal:
         raise BenchError(f"{case.name}: no way to sample rows of this mask")
     worst = 0.0
     for b, h in ((0, 0), (case.batch - 1, case.heads - 1)):
         g = h // (case.heads // case.kv_heads)
-        for end in (case.length // 2 + 77, case.length):
-            rows, keys = slice(end - SAMPLED, end), slice(0, end if causal else case.length)
+        for end in ends:
+            rows, keys = slice(max(0, end - SAMPLED), end), slice(0, case.length if plain else end)
             q, k, v = operands[:3]
             parts = [q[b : b + 1, rows, h : h + 1], k[b : b + 1, keys, g : g + 1], v[b : b + 1, keys, g : g + 1]]
-            for what, x in zip(case.captured, operands[3:], strict=True):
+            for what, x in zip(case.captured, operands[3 : 3 + len(case.captured)], strict=True):
                 sides = {"q": (slice(b, b + 1), rows), "k": (slice(b, b + 1), keys)}
                 parts.append(x[sides.get(what.split()[-1], slice(h, h + 1))])
             want = _definition(case, parts)
@@ -120,7 +154,7 @@ def gradient_distance(case: AttentionCase, kernel: Kernel, target: Target) -> fl
     of two heads of a shorter problem, as each gradient depends on all of one."""
     group = case.heads // case.kv_heads
     small = replace(case, batch=1, length=min(case.length, GRADED), heads=2 * group, kv_heads=2)
-    operands = _operands(small, "both", [_captured(small, what) for what in small.captured], 0)
+    operands = _operands(small, "both", captured(small), 0)
     built = differentiable(kernel, small.eqn(), target, XLA)
     _, got = prepared(lambda *x: built(*x)[0], [operands], "both")
     q, k, v, *rest, cotangent = (_on_host(x) for x in operands)
@@ -150,11 +184,48 @@ def apart(ours: Sequence[jax.Array], theirs: Sequence[jax.Array]) -> float:
 
 @dataclass(frozen=True)
 class Served:
-    """Who serves a case, what each is away from what is right, and who refuses, in words."""
+    """Who serves a case, what each is away from what is right, and who refuses, in words. elsewhere: those who compute
+    the case that ours is measured beside."""
 
     runners: dict[str, Runner]
     errors: dict[str, float]
     refusals: dict[str, str]
+    elsewhere: frozenset[str] = frozenset()
+
+
+def formed(kernel: Kernel, functions: Functions) -> Kernel:
+    """The kernel with formulas' functions of that form. Raises BenchError where it has none."""
+    if functions == "accurate":
+        return kernel
+    if kernel.name != "pallas_gpu":
+        raise BenchError(f"{kernel.name} has no `{functions}` functions")
+
+    def build(eqn: Eqn, target: Target) -> Callable[..., tuple[jax.Array, ...]]:
+        return forward.build(eqn, target, replace(forward.config_of(eqn, target), functions=functions))
+
+    def refuse(eqn: Eqn, target: Target) -> str | None:
+        return forward.refuse(eqn, target)
+
+    return replace(kernel, build=build, refuse=refuse, gradient=None)
+
+
+def _ours(
+    case: AttentionCase, direction: Direction, kernel: Kernel, target: Target, sets: Sequence[Operands]
+) -> tuple[Runner, tuple[jax.Array, ...], float] | str:
+    """The kernel on a case: what times it, what it gives of the first operands, and its distance to the definition; or
+    why it refuses. Distances of gradients are of a shorter problem."""
+    kernel, eqn = formed(kernel, case.functions), case.eqn()
+    reason = kernel.refuse(eqn, target)
+    if direction == "both" and not kernel.differentiable:
+        own, form = kernel.gradient, "" if case.functions == "accurate" else f" by `{case.functions}` functions"
+        reason = reason or (f"has no gradient of its own{form}" if own is None else own.refuse(eqn, target))
+    if reason:
+        return reason
+    built = differentiable(kernel, eqn, target, XLA)
+    runner, result = prepared(lambda *operands: built(*operands)[0], sets, direction)
+    made = result()
+    error = distance(case, made[0], sets[0])
+    return runner, made, max(error, gradient_distance(case, kernel, target)) if direction == "both" else error
 
 
 def _prepare(
@@ -163,39 +234,46 @@ def _prepare(
     """Us and every peer that serves the case. Distances are to the definition; those of gradients are ours to the
     definition of a shorter problem, and the peers' to ours.
 
+    Peers have no weights but the softmax's: where the case has others, they compute the case that it is beside.
     Raises BenchError where what we give is wrong.
     """
-    eqn = case.eqn()
-    reason = kernel.refuse(eqn, target)
-    if direction == "both" and not kernel.differentiable:
-        own = kernel.gradient
-        reason = reason or ("has no gradient of its own" if own is None else own.refuse(eqn, target))
-    if reason:
-        return Served({}, {}, {kernel.name: reason})
-    built, sets = differentiable(kernel, eqn, target, XLA), operand_sets(case, direction)
-    runner, result = prepared(lambda *operands: built(*operands)[0], sets, direction)
-    runners: dict[str, Runner] = {kernel.name: runner}
-    made = result()
-    errors = {kernel.name: distance(case, made[0], sets[0][: 3 + len(case.captured)])}
-    if direction == "both":
-        errors[kernel.name] = max(errors[kernel.name], gradient_distance(case, kernel, target))
-    refusals: dict[str, str] = {}
+    sets = operand_sets(case, direction)
+    ours = _ours(case, direction, kernel, target, sets)
+    if isinstance(ours, str):
+        return Served({}, {}, {kernel.name: ours})
+    runner, made, error = ours
+    runners, errors, refusals = {kernel.name: runner}, {kernel.name: error}, dict[str, str]()
+    elsewhere, other = set[str](), case
+    if case.beside is not None:
+        beside_sets = operand_sets(case.beside, direction)
+        own = _ours(case.beside, direction, kernel, target, beside_sets)
+        if isinstance(own, str):
+            refusals[OWN] = own
+        else:
+            runners[OWN], errors[OWN] = own[0], own[2]
+            elsewhere.add(OWN)
+        if case.weigh != P and not isinstance(own, str):
+            other, sets, made = case.beside, beside_sets, own[1]
+            elsewhere |= {peer.name for peer in peers}
     for peer in peers:
         try:
-            runner, result = peer.prepare(case, sets, direction)
+            runner, result = peer.prepare(other, sets, direction)
             theirs = result()
-            errors[peer.name] = distance(case, theirs[0], sets[0]) if direction == "forward" else apart(made, theirs)
-            runners[peer.name] = runner
+            apart_ = distance(other, theirs[0], sets[0]) if direction == "forward" else apart(made, theirs)
+            if not apart_ <= WRONG:
+                raise PeerRefusal(f"what it gives is {apart_:.1e} from what is right")
+            runners[peer.name], errors[peer.name] = runner, apart_
         except PeerRefusal as refusal:
             refusals[peer.name] = str(refusal)
         except Exception as error:  # a peer may raise anything; what it said is the result
             refusals[peer.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-    limit = max([2 * e for n, e in errors.items() if n != kernel.name], default=1e-2)
+    limit = max([2 * e for n, e in errors.items() if n not in (kernel.name, OWN)], default=1e-2)
     if direction == "both":
         limit = GRADIENTS
-    if not errors[kernel.name] <= max(limit, 4e-3):
-        raise BenchError(f"{case.name}: {kernel.name} is {errors[kernel.name]:.2e} from float64, peers {errors}")
-    return Served(runners, errors, refusals)
+    for name in (kernel.name, OWN):
+        if not errors.get(name, 0.0) <= max(limit, 4e-3):
+            raise BenchError(f"{case.name}: {kernel.name} is {errors[name]:.2e} from float64, peers {errors}")
+    return Served(runners, errors, refusals, frozenset(elsewhere))
 
 
 def matrix_rate(samples: int = 5) -> float:
@@ -226,12 +304,14 @@ def run(
     rate = matrix_rate() if target.platform == "gpu" else target.matmul_flops
 
     def rows_of(
-        times: dict[str, list[float]], case: AttentionCase, direction: Direction, errors: dict[str, float]
+        times: dict[str, list[float]], case: AttentionCase, direction: Direction, found: Served
     ) -> Iterator[Row]:
+        errors = found.errors
         for name in times:
             if name == kernel.name:
                 continue
             ours, theirs = median(times[kernel.name]), median(times[name])
+            other = case.beside if name in found.elsewhere else None
             yield Row(
                 suite="attention", case=case.name, direction=direction, implementation=kernel.name, peer=name,
                 ours_ms=ours, peer_ms=theirs, ratio=theirs / ours, device=device, versions=dict(versions),
@@ -240,6 +320,8 @@ def run(
                 floor_ms=case.floor_ms(rate, target.bandwidth, direction),
                 date=datetime.now(UTC).isoformat(timespec="seconds"), kernel_hash=kernel_hash("attention"),
                 command=f"tfc bench attention --against {','.join(against)}",
+                beside="" if other is None else other.name,
+                quality={} if other is None else _tiles_of(case, other),
             )  # fmt: skip
 
     for case, direction in product([c for c in ATTENTION if only in c.name], directions):
@@ -248,4 +330,4 @@ def run(
             if peer.name in found.runners:
                 versions |= peer.versions()
         times = interleave(found.runners, samples)
-        yield Outcome(case, direction, tuple(rows_of(times, case, direction, found.errors)), found.refusals)
+        yield Outcome(case, direction, tuple(rows_of(times, case, direction, found)), found.refusals)

@@ -1,16 +1,16 @@
 """Attention cases of the benchmark suites: shapes, formulas, directions, the floor that the hardware sets."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import random
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from tfc.formula.expr import Apply, Const, Expr, Kind, Load, Read, Token, Var, apply, conjuncts
-from tfc.ir.ops import Attention, S
+from tfc.ir.ops import Attention, P, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-__all__ = ["ATTENTION", "DIRECTIONS", "AttentionCase", "Direction", "and_all"]
+__all__ = ["ATTENTION", "DIRECTIONS", "AttentionCase", "Direction", "and_all", "drawn"]
 
 Direction = Literal["forward", "both"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "both")
@@ -18,6 +18,8 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "both")
 
 Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
 CAUSAL = apply("le", K, Q)
+SEGMENTS = apply("eq", Load(0, "q", Kind.INT), Load(1, "k", Kind.INT))
+PREFIXED = apply("or", CAUSAL, apply("lt", K, Load(2, "q", Kind.INT)))
 
 
 def and_all(*parts: Expr) -> Expr:
@@ -35,12 +37,31 @@ def softcap(cap: float) -> Expr:
     return apply("mul", Const(cap), apply("tanh", apply("div", S, Const(cap))))
 
 
+def alibi(slot: int, score: Expr = S) -> Expr:
+    return apply("sub", score, apply("mul", Read(slot, (H,), Kind.REAL), apply("abs", apply("sub", Q, K))))
+
+
+def hstu(length: int) -> Expr:
+    """SiLU of the score over a length, in place of a softmax (arXiv:2402.17152)."""
+    return apply("div", apply("mul", S, apply("sigmoid", S)), Const(float(length)))
+
+
+def drawn(rows: int, longest: int) -> tuple[int, ...]:
+    """Lengths of documents as ByteTransformer draws them: uniform, their mean 0.6 of the longest (arXiv:2210.03052).
+
+    One from each of as many equal parts of the distribution, in a mixed order."""
+    lengths = [round(longest * (0.2 + 0.8 * (i + 0.5) / rows)) for i in range(rows)]
+    random.Random(0).shuffle(lengths)
+    return tuple(lengths)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCase:
     """One attention, forward or with its gradients.
 
-    batch x length x heads x head_dim in bf16; `visible` is the exact share of (query, key) pairs that the mask
-    leaves, the base of the floor; captured: the shapes of the formulas' slots, filled by `operands.py`.
+    batch x length x heads x head_dim in bf16; captured: what the formulas' slots hold, filled by `attention.py`.
+    documents: the lengths of a row's documents, where the mask keeps them apart. prefix: tokens of each document that
+    all of it sees. functions: how the kernel computes formulas' functions (`pallas_gpu/forms.py`).
     """
 
     name: str
@@ -51,28 +72,40 @@ class AttentionCase:
     kv_heads: int
     mask: Expr = Const(True)
     score: Expr = S
+    weigh: Expr = P
     captured: tuple[str, ...] = ()
-    """What each slot holds: `segments 1024 q` (documents of 1024 tokens, of the queries), `slopes` (ALiBi's)."""
+    """`segments q`, `segments k`: which document a token is in; `prefixes q`: where its prefix ends; `slopes`: of
+    ALiBi, a head each."""
+    documents: tuple[int, ...] = ()
+    prefix: int = 0
+    functions: Literal["accurate", "hardware"] = "accurate"
+    beside: "AttentionCase | None" = None
+    """Another attention that our kernel is measured on in the same run, to compare times and visited tiles with."""
 
     @property
     def scale(self) -> float:
         return 1 / math.sqrt(self.head_dim)
 
     @property
+    def spans(self) -> tuple[int, ...]:
+        """The lengths of a row's documents, cut off where the row ends; of a row without any, its own."""
+        out, left = [], self.length
+        for size in self.documents or (self.length,):
+            out.append(min(size, left))
+            left -= out[-1]
+        return tuple(n for n in out if n)
+
+    @property
     def pairs(self) -> int:
-        """Visible (query, key) pairs of one head, counted exactly for the forms used here."""
-        n, reach, block = self.length, self.length, 0
-        for part in conjuncts(self.mask):
+        """Visible (query, key) pairs of one row and head, counted exactly for the forms used here."""
+        parts, reach = conjuncts(self.mask), self.length
+        for part in parts:
             match part:
                 case Apply("lt", (Apply("abs", _), Const(size))):
                     reach = int(size)
-                case Apply("eq", (Load(slot, _, _), _)):
-                    block = int(self.captured[slot].split()[1])
-        if CAUSAL not in conjuncts(self.mask):
-            return n * n
-        if block:
-            return n // block * (block * (block + 1) // 2)
-        return sum(min(i + 1, reach) for i in range(n))
+        if CAUSAL not in parts and PREFIXED not in parts:
+            return sum(n * n for n in self.spans)
+        return sum(max(min(i + 1, reach), min(self.prefix, n)) for n in self.spans for i in range(n))
 
     @property
     def flops(self) -> int:
@@ -106,7 +139,7 @@ class AttentionCase:
         for what in self.captured:
             by_what = {"q": TensorType((b, n), DType.I32), "k": TensorType((b, m), DType.I32)}
             types.append(by_what.get(what.split()[-1], TensorType((heads,), DType.F32)))
-        op = Attention(scale=self.scale, score=self.score, mask=self.mask)
+        op = Attention(scale=self.scale, score=self.score, mask=self.mask, weigh=self.weigh)
         args = tuple(Value(f"a{i}", t) for i, t in enumerate(types))
         return Eqn(tuple(Value(f"o{i}", t) for i, t in enumerate(op.infer(*types))), op, args)
 
@@ -123,16 +156,39 @@ def _plain(length: int, head_dim: int, causal: bool) -> AttentionCase:
     )
 
 
-def _formula(name: str, mask: Expr, score: Expr = S, captured: Sequence[str] = ()) -> AttentionCase:
+def _formula(name: str, mask: Expr = CAUSAL, length: int = 8192, **more: Any) -> AttentionCase:
     return AttentionCase(
-        name=f"{name} 8k d128", batch=2, length=8192, heads=16, kv_heads=16, head_dim=128,
-        mask=mask, score=score, captured=tuple(captured),
+        name=f"{name} {length // 1024}k d128", batch=2, length=length, heads=16, kv_heads=16, head_dim=128, mask=mask,
+        **more,
     )  # fmt: skip
 
 
-_SEGMENTS = apply("eq", Load(0, "q", Kind.INT), Load(1, "k", Kind.INT))
-_DISTANCE = apply("abs", apply("sub", Q, K))
-_ALIBI = apply("sub", S, apply("mul", Read(0, (H,), Kind.REAL), _DISTANCE))
+def _packed(rows: int, longest: int, head_dim: int) -> AttentionCase:
+    """An encoder's batch with its documents in one row, beside the same batch with every row as long as the longest."""
+    documents, heads = drawn(rows, longest), 1024 // head_dim
+    padded = AttentionCase(
+        name=f"{rows} rows of {longest} d{head_dim}",
+        batch=rows,
+        length=longest,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+    )
+    return replace(
+        padded,
+        name=f"packed {rows}x{longest} d{head_dim}",
+        batch=1,
+        length=sum(documents),
+        documents=documents,
+        mask=SEGMENTS,
+        captured=("segments q", "segments k"),
+        beside=padded,
+    )
+
+
+_EVEN = (1024,) * 8
+_PLAIN = _formula("causal")
+_WINDOW = _formula("window1024", and_all(CAUSAL, window(1024)))
 
 _SHOWN = ((4096, 64, True), (4096, 256, True))
 
@@ -141,12 +197,26 @@ ATTENTION: tuple[AttentionCase, ...] = (
     _plain(16384, 128, True),
     _plain(4096, 128, False),
     _plain(16384, 128, False),
-    _formula("window1024", and_all(CAUSAL, window(1024))),
+    _WINDOW,
     _plain(4096, 64, True),
-    _formula("documents1024", and_all(CAUSAL, _SEGMENTS), captured=("segments 1024 q", "segments 1024 k")),
-    _formula("softcap20", CAUSAL, score=softcap(20.0)),
-    _formula("alibi", CAUSAL, score=_ALIBI, captured=("slopes",)),
-    _formula("causal", CAUSAL),
+    _formula("documents1024", and_all(CAUSAL, SEGMENTS), captured=("segments q", "segments k"), documents=_EVEN),
+    _formula("softcap20", score=softcap(20.0)),
+    _formula("softcap20 approximate", score=softcap(20.0), functions="hardware"),
+    _formula("alibi", score=alibi(0), captured=("slopes",)),
+    _PLAIN,
+    _formula(
+        "prefix documents alibi softcap",
+        and_all(PREFIXED, SEGMENTS),
+        score=alibi(3, softcap(20.0)),
+        captured=("segments q", "segments k", "prefixes q", "slopes"),
+        documents=_EVEN,
+        prefix=256,
+        beside=_PLAIN,
+    ),
+    _formula("hstu", weigh=hstu(8192), beside=_PLAIN),
+    _formula("window1024", _WINDOW.mask, 32768, beside=_WINDOW),
+    _packed(32, 1024, 64),
+    _packed(16, 2048, 128),
     _plain(4096, 256, True),
     *(
         _plain(length, head_dim, causal)

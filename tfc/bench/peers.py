@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from tfc.bench.cases import CAUSAL, AttentionCase, Direction
 from tfc.bench.timing import JaxRunner, Runner, TorchRunner
 from tfc.formula.expr import Apply, Const, Load, Read, conjuncts
-from tfc.ir.ops import S
+from tfc.ir.ops import P, S
 
-__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared"]
+__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared", "tokamax_here"]
 
 Operands = tuple[jax.Array, ...]
 Prepared = tuple[Runner, Callable[[], tuple[jax.Array, ...]]]
@@ -32,13 +32,16 @@ class Form:
     causal: bool
     window: int | None
     segments: int | None
+    prefixes: int | None
     softcap: float | None
     slopes: int | None
 
     @staticmethod
     def of(case: AttentionCase) -> "Form":
         """Raises PeerRefusal where the formulas are not of these forms."""
-        causal, reach, segments, cap, slopes = False, None, None, None, None
+        causal, reach, segments, prefixes, cap, slopes = False, None, None, None, None, None
+        if case.weigh != P:
+            raise PeerRefusal(f"weighs by the softmax alone, not by `{case.weigh}`")
         for part in conjuncts(case.mask):
             match part:
                 case Const(True):
@@ -49,18 +52,27 @@ class Form:
                     reach = int(size)
                 case Apply("eq", (Load(slot, "q", _), Load(_, "k", _))):
                     segments = slot  # self-attention: both sides hold the same field
+                case Apply("or", (first, Apply("lt", (_, Load(slot, "q", _))))) if first == CAUSAL:
+                    prefixes = slot
                 case _:
                     raise PeerRefusal(f"no argument says `{part}`")
-        match case.score:
-            case score if score == S:
-                pass
+        score = case.score
+        match score:
+            case Apply("sub", (inner, Apply("mul", (Read(slot, _, _), _)))):
+                score, slopes = inner, slot
+        match score:
             case Apply("mul", (Const(c), Apply("tanh", _))):
                 cap = float(c)
-            case Apply("sub", (_, Apply("mul", (Read(slot, _, _), _)))):
-                slopes = slot
-            case _:
+            case _ if score != S:
                 raise PeerRefusal(f"no argument says `{case.score}`")
-        return Form(causal, reach, segments, cap, slopes)
+        return Form(causal, reach, segments, prefixes, cap, slopes)
+
+    def without(self, **said: str) -> "Form":
+        """The form. Raises PeerRefusal, of the part's words, where it has a part that is named here."""
+        for part, words in said.items():
+            if getattr(self, part) is not None:
+                raise PeerRefusal(words)
+        return self
 
 
 @dataclass(frozen=True)
@@ -116,9 +128,9 @@ def _reach(form: Form) -> tuple[int, int] | None:
 
 
 def _cudnn(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
-    form = Form.of(case)
-    if form.softcap is not None:
-        raise PeerRefusal("jax.nn.dot_product_attention has no softcap")
+    form = Form.of(case).without(
+        softcap="jax.nn.dot_product_attention has no softcap", prefixes="no argument says prefixes of documents"
+    )
     sets, masks, biases = _with_arrays(case, form, sets, direction)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
@@ -130,7 +142,8 @@ def _cudnn(case: AttentionCase, sets: Sequence[Operands], direction: Direction) 
     return prepared(call, sets, direction)
 
 
-def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+def tokamax_here() -> Any:
+    """The module. Raises PeerRefusal where it cannot be imported."""
     for name in ("xprof", "xprof.cli", "xprof.cli.tools"):  # only its own timing needs the profiler's package
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
@@ -139,7 +152,12 @@ def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction
         import tokamax
     except ImportError as error:
         raise PeerRefusal(f"tokamax does not import: {error}") from error
-    form = Form.of(case)
+    return tokamax
+
+
+def _tokamax(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+    tokamax = tokamax_here()
+    form = Form.of(case).without(prefixes="no argument says prefixes of documents")
     sets, masks, biases = _with_arrays(case, form, sets, direction)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *extra: jax.Array) -> jax.Array:
@@ -162,19 +180,14 @@ def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -
     form = Form.of(case)
     torch._dynamo.config.recompile_limit = 256  # past its default FlexAttention falls back, unfused, in silence
     torch._dynamo.reset()
-    own = [tuple(torch.from_dlpack(x) for x in operands) for operands in sets]
-    both = direction == "both"
-    taken = [[*operands[:3], *([operands[-1]] if both else [])] for operands in own]
-    heads_first = [tuple(x.transpose(1, 2).contiguous() for x in operands) for operands in taken]
-    for operands in heads_first if both else ():
-        for x in operands[:3]:
-            x.requires_grad_(True)
-    rest = own[0][3:]
+    rest = [torch.from_dlpack(x) for x in sets[0][3:]]
 
     def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
         seen = q >= 0
         if form.causal:
             seen = seen & (k <= q)
+        if form.prefixes is not None:
+            seen = seen & ((k <= q) | (k < rest[form.prefixes][b, q]))
         if form.window is not None:
             seen = seen & ((q - k).abs() < form.window)
         if form.segments is not None:
@@ -183,9 +196,9 @@ def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -
 
     def scored(s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
         if form.softcap is not None:
-            return form.softcap * torch.tanh(s / form.softcap)
+            s = form.softcap * torch.tanh(s / form.softcap)
         if form.slopes is not None:
-            return s - rest[form.slopes][h] * (q - k).abs()
+            s = s - rest[form.slopes][h] * (q - k).abs()
         return s
 
     n = case.length
@@ -195,8 +208,23 @@ def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -
     fused = torch.compile(flex_attention, dynamic=False)
     modified = scored if case.score != S else None
 
+    return _prepared_torch(lambda q, k, v: fused(q, k, v, score_mod=modified, block_mask=block, scale=case.scale),
+                           sets, direction)  # fmt: skip
+
+
+def _prepared_torch(function: Callable[..., Any], sets: Sequence[Operands], direction: Direction) -> Prepared:
+    """A torch function of q, k and v [B, H, N, D], as `Peer.prepare` gives it."""
+    import torch
+
+    both = direction == "both"
+    taken = [[*operands[:3], *([operands[-1]] if both else [])] for operands in sets]
+    heads_first = [tuple(torch.from_dlpack(x).transpose(1, 2).contiguous() for x in operands) for operands in taken]
+    for operands in heads_first if both else ():
+        for x in operands[:3]:
+            x.requires_grad_(True)
+
     def call(q: Any, k: Any, v: Any, *cotangent: Any) -> tuple[Any, ...]:
-        out = fused(q, k, v, score_mod=modified, block_mask=block, scale=case.scale)
+        out = function(q, k, v)
         return (out, *(torch.autograd.grad(out, (q, k, v), *cotangent) if cotangent else ()))
 
     def result() -> tuple[jax.Array, ...]:
@@ -206,9 +234,31 @@ def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -
     return TorchRunner(call, heads_first), result
 
 
+def _flash2(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -> Prepared:
+    try:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError as error:
+        raise PeerRefusal(f"torch does not import: {error}") from error
+    nothing = "torch's FlashAttention-2 has no"
+    form = Form.of(case).without(
+        window=f"{nothing} window", segments=f"{nothing} documents", prefixes=f"{nothing} prefixes",
+        softcap=f"{nothing} softcap", slopes=f"{nothing} ALiBi",
+    )  # fmt: skip
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=form.causal, scale=case.scale, enable_gqa=case.heads != case.kv_heads
+            )
+
+    return _prepared_torch(call, sets, direction)
+
+
 PEERS: dict[str, Peer] = {
     "cudnn": Peer("cudnn", _cudnn, ("jax", "jaxlib")),
     "tokamax": Peer("tokamax", _tokamax, ("tokamax",)),
     "flex": Peer("flex", _flex, ("torch",)),
+    "flash2": Peer("flash2", _flash2, ("torch",)),
 }
 """Names that `--against` takes."""

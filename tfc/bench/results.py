@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
+    "decode": ("formula.py", "pallas_gpu/*.py"),
     "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py", "xla/norm.py"),
     "approximation": ("tfc/params/fit/*.py", "tfc/passes/factorize.py", "tfc/passes/hash_attention.py"),
 }
@@ -27,8 +28,8 @@ class Row:
 
     ratio: peer_ms / ours_ms, above 1 tfc is faster. floor_ms: what FLOPs and bytes alone need on this device.
     errors: norm-wise distance to float64 on sampled rows, ours and the peer's; of direction `both`, ours also of the
-    gradients of a shorter problem, and the peer's to ours. quality: of a suite of approximations,
-    what else was judged, by name; its module says what.
+    gradients of a shorter problem, and the peer's to ours. beside: the case that the peer computes, where it is another
+    than ours. quality: what else was measured or judged, by name; the suite's module says what.
     """
 
     suite: str
@@ -52,6 +53,7 @@ class Row:
     overhead_us: dict[str, float] = field(default_factory=dict)
     """What a call of a small model costs through `Model` and through its jitted function alone."""
     quality: dict[str, float] = field(default_factory=dict)
+    beside: str = ""
 
 
 def kernel_hash(suite: str) -> str:
@@ -93,29 +95,52 @@ def latest(rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The README's table: a row a case; peer over ours, so above 1 tfc is faster; share of the floor reached.
+    """The README's tables: a row a case; peer over ours, so above 1 tfc is faster; share of the floor reached. What
+    was measured beside another case has a table of its own.
 
     Cases that were measured with other kernel sources than those of today are marked.
     """
     if not rows:
         return "_No results yet._\n"
     rows = latest(rows)
+    stale = {(r.case, r.beside) for r in rows if r.kernel_hash != kernel_hash(r.suite)}
+    lines: list[str] = []
+    for beside, table in ((False, _against), (True, _beside)):
+        if chosen := [r for r in rows if bool(r.beside) is beside]:
+            lines += [*table(chosen, stale), ""]
+    commands: dict[str, list[Row]] = {}
+    for row in rows:
+        commands.setdefault(row.command, []).append(row)
+    for command, of_command in commands.items():
+        of_all = {name: version for row in of_command for name, version in row.versions.items()}
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(of_all.items()))
+        lines.append(f"Measured {of_command[0].date[:10]} with {versions}; `{command}` repeats it.")
+    if stale:
+        lines.append("\\* measured with an earlier version of the kernel, whose sources have changed since.")
+    return "\n".join(lines) + "\n"
+
+
+def _against(rows: Sequence[Row], stale: Container[tuple[str, str]]) -> list[str]:
     peers = list(dict.fromkeys(r.peer for r in rows))
-    cases = list(dict.fromkeys((r.case, r.direction) for r in rows))
     lines = [
         f"| {rows[0].suite} on {rows[0].device} | direction | share of the floor | " + " | ".join(peers) + " |",
         "|---|---|---|" + "---|" * len(peers),
     ]
-    current = kernel_hash(rows[0].suite)
-    stale = {r.case for r in rows if r.kernel_hash != current}
-    for case, direction in cases:
+    for case, direction in dict.fromkeys((r.case, r.direction) for r in rows):
         by_peer: dict[str, Any] = {r.peer: r for r in rows if (r.case, r.direction) == (case, direction)}
         one = next(iter(by_peer.values()))
         cells = [f"{by_peer[p].ratio:.2f}" if p in by_peer else "refuses" for p in peers]
-        mark = " *" if case in stale else ""
+        mark = " *" if (case, "") in stale else ""
         lines.append(f"| {case}{mark} | {direction} | {one.floor_ms / one.ours_ms:.0%} | " + " | ".join(cells) + " |")
-    versions = ", ".join(f"{k} {v}" for k, v in sorted(rows[0].versions.items()))
-    lines += ["", f"Measured {rows[0].date[:10]} with {versions}; `{rows[0].command}` repeats it."]
-    if stale:
-        lines.append("\\* measured with an earlier version of the kernel, whose sources have changed since.")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _beside(rows: Sequence[Row], stale: Container[tuple[str, str]]) -> list[str]:
+    lines = [
+        f"| {rows[0].suite} on {rows[0].device} | direction | beside | by | its time over ours | predicted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        mark, predicted = " *" if (r.case, r.beside) in stale else "", f"{r.quality['predicted']:.2f}"
+        lines.append(f"| {r.case}{mark} | {r.direction} | {r.beside} | {r.peer} | {r.ratio:.2f} | {predicted} |")
+    return lines

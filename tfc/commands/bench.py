@@ -1,14 +1,26 @@
 """`tfc bench`: a suite measured beside its peers on the device at hand, as rows of data and as a table."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
 
-__all__ = ["bench", "render", "shown"]
+if TYPE_CHECKING:
+    from tfc.backends.kernel import Target
+
+__all__ = ["SUITES", "bench", "render", "shown"]
+
+SUITES = {
+    "attention": "cudnn,tokamax,flex,flash2",
+    "decode": "cudnn,tokamax,sdpa_cudnn,sdpa_flash",
+    "approximation": "",
+    "minilm": "",
+}
+"""The suites, each with the peers that it is measured beside where none are named."""
 
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
@@ -27,52 +39,94 @@ def bench(
 
     Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
-    from tfc.bench.attention import BenchError, run
-    from tfc.bench.cases import DIRECTIONS, Direction
-    from tfc.bench.peers import PEERS
-    from tfc.targets import resolve
-
     if direction is not None and suite != "attention":
         raise TfcError(Diagnostic("E820", f"`{suite}` has no directions", help="leave `--direction` out"))
-    if suite == "approximation":
-        return _approximation(only, samples, folder, save)
-    if suite == "minilm":
-        return _minilm(against, only, samples, folder, save)
-    if suite != "attention":
-        raise TfcError(
-            Diagnostic("E820", f"there is no suite `{suite}`", help="suites are: attention, approximation, minilm")
-        )
-    for name in against:
-        if name not in PEERS:
-            raise TfcError(Diagnostic("E820", f"there is no peer `{name}`", help=f"peers are: {', '.join(PEERS)}"))
+    match suite:
+        case "approximation":
+            return _approximation(only, samples, folder, save)
+        case "minilm":
+            return _minilm(against, only, samples, folder, save)
+        case "attention" | "decode":
+            return _on_hopper(suite, against, only, samples, folder, save, direction)
+    raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help=f"suites are: {', '.join(SUITES)}"))
+
+
+def _on_hopper(
+    suite: str,
+    against: Sequence[str],
+    only: str,
+    samples: int,
+    folder: Path,
+    save: bool,
+    direction: str | None,
+) -> int:
+    """The suites of pallas_gpu's kernels; with `save`, rows under folder/results/<device>."""
+    from tfc.bench.attention import BenchError
+    from tfc.targets import resolve
+
+    _check(suite, against, only)
     target = resolve("auto")
     if target.platform != "gpu" or target.capability != 9.0:
         raise TfcError(
             Diagnostic(
                 "E820",
-                f"the suite `attention` measures pallas_gpu, which runs on Hopper GPUs; here is {target.name}",
+                f"the suite `{suite}` measures pallas_gpu, which runs on Hopper GPUs; here is {target.name}",
                 help="run it on an H100 or H200; committed results are in benchmarks/results/",
             )
         )
-    from tfc.backends.pallas_gpu.backward import KERNEL
-
     rows: list[Row] = []
     try:
-        directions: list[Direction] = [d for d in DIRECTIONS if direction in (None, d)]
-        for outcome in run(KERNEL, target, against, only=only, samples=samples, directions=directions):
-            rows += outcome.rows
-            for row in outcome.rows:
-                print(f"{row.case:24} {row.direction:7} ours {row.ours_ms:.3f} ms, {row.peer} {row.peer_ms:.3f} ms:"
-                      f" {row.ratio:.2f}x, floor {row.floor_ms:.3f} ms, error {row.errors}", flush=True)  # fmt: skip
-            for name, reason in outcome.refusals.items():
-                print(f"{outcome.case.name:24} {outcome.direction:7} {name} takes no part: {reason}", flush=True)
-            if save and outcome.rows:
-                _kept(folder, outcome.rows[0].device.lower().replace(" ", "_"), outcome.rows)
+        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction):
+            rows += found
+            for row in found:
+                peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
+                said = {**{f"error of {name}": x for name, x in row.errors.items()}, **row.quality}
+                print(
+                    f"{row.case:24} {row.direction:7} ours {row.ours_ms:.4f} ms, {peer} {row.peer_ms:.4f} ms:"
+                    f" {row.ratio:.2f}x, floor {row.floor_ms:.4f} ms; "
+                    + ", ".join(f"{name} {x:.3g}" for name, x in said.items()),
+                    flush=True,
+                )
+            for name, reason in refusals.items():
+                print(f"{case:32} {name} takes no part: {reason}", flush=True)
+            if save and found:
+                _kept(folder, found[0].device.lower().replace(" ", "_"), found)
     except BenchError as error:
         print(f"not timed: {error}", file=sys.stderr)
         return 1
     print(markdown(rows), end="")
     return 0
+
+
+def _check(suite: str, against: Sequence[str], only: str) -> None:
+    """Raises TfcError (E820) for a peer that the suite does not have, or where no case has that name."""
+    from tfc.bench import cases, decode, decode_peers, peers
+
+    has = peers.PEERS if suite == "attention" else decode_peers.PEERS
+    for name in against:
+        if name not in has:
+            raise TfcError(Diagnostic("E820", f"`{suite}` has no peer `{name}`", help=f"peers are: {', '.join(has)}"))
+    named = [c.name for c in (cases.ATTENTION if suite == "attention" else decode.DECODE)]
+    if not any(only in name for name in named):
+        raise TfcError(Diagnostic("E820", f"no case's name has `{only}`", help=f"cases are: {', '.join(named)}"))
+
+
+def _outcomes(
+    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None
+) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
+    """Of each case: its name and direction, its rows, who takes no part and why."""
+    from tfc.backends.pallas_gpu import backward
+    from tfc.backends.pallas_gpu import decode as few
+    from tfc.bench import attention, cases, decode
+
+    if suite == "decode":
+        chosen = [c for c in decode.DECODE if only in c.name]
+        for found in decode.run(few.KERNEL, target, against, cases=chosen, samples=samples):
+            yield found.case.name, found.rows, found.refusals
+        return
+    directions: list[cases.Direction] = [d for d in cases.DIRECTIONS if direction in (None, d)]
+    for outcome in attention.run(backward.KERNEL, target, against, only=only, samples=samples, directions=directions):
+        yield f"{outcome.case.name} {outcome.direction}", outcome.rows, outcome.refusals
 
 
 def _kept(folder: Path, device: str, rows: Sequence[Row]) -> Path:

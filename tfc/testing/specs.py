@@ -1,4 +1,4 @@
-"""The head of a spec file turned into what it says of itself: which settings make it small."""
+"""The head of a spec file turned into what it says of itself: settings that make it small, kernels that it expects."""
 
 import re
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ __all__ = ["Head", "lines_of_code", "read_head"]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`# small: width=32; T=16` as overrides of `let`s and lengths of the inputs."""
+    """`# small: width=32; T=16` as overrides of `let`s and lengths of the inputs; kernels: of each `# kernel: ..` what
+    follows, `pallas_gpu` or `xla: the reason why pallas_gpu refuses`."""
 
     sets: dict[str, str]
     lengths: dict[str, int]
+    kernels: tuple[str, ...] = ()
 
 
 def read_head(path: Path) -> Head:
@@ -22,7 +24,8 @@ def read_head(path: Path) -> Head:
     small = re.search(r"^# small: ([^;\n]*)(?:;([^\n]*))?$", head, re.M)
     if small is None:
         raise ValueError(f"{path}: begins with `# small: ..`")
-    return Head(_pairs(small[1]), {name: int(n) for name, n in _pairs(small[2] or "").items()})
+    lengths = {name: int(n) for name, n in _pairs(small[2] or "").items()}
+    return Head(_pairs(small[1]), lengths, tuple(re.findall(r"^# kernel: (.*)$", head, re.M)))
 
 
 def _pairs(text: str) -> dict[str, str]:
