@@ -83,7 +83,7 @@ def _backward(gives: str, eqn: Eqn, target: Target) -> Iterable[Fields]:
             continue
         if head_dim > 64 and (consumers > 2 or columns > 64):  # the sums and the tiles of scores fill the registers
             continue
-        sizes = dict(consumers=consumers, columns=columns, stages=stages, ahead=ahead, passing=passing)
+        sizes: dict[str, Any] = dict(consumers=consumers, columns=columns, stages=stages, ahead=ahead, passing=passing)
         yield _fields(replace(ruled, **sizes))
 
 
