@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
@@ -33,9 +33,11 @@ def bench(
     folder: Path,
     save: bool,
     direction: str | None = None,
+    jobs: int = 1,
 ) -> int:
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
-    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each.
+    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each. jobs: how many of its cases
+    are compiled at once.
 
     Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
@@ -47,7 +49,7 @@ def bench(
         case "minilm":
             return _minilm(against, only, samples, folder, save)
         case "attention" | "decode":
-            return _on_hopper(suite, against, only, samples, folder, save, direction)
+            return _on_hopper(suite, against, only, samples, folder, save, direction, jobs)
     raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help=f"suites are: {', '.join(SUITES)}"))
 
 
@@ -59,6 +61,7 @@ def _on_hopper(
     folder: Path,
     save: bool,
     direction: str | None,
+    jobs: int,
 ) -> int:
     """The suites of pallas_gpu's kernels; with `save`, rows under folder/results/<device>."""
     from tfc.bench.attention import BenchError
@@ -76,7 +79,7 @@ def _on_hopper(
         )
     rows: list[Row] = []
     try:
-        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction):
+        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction, jobs):
             rows += found
             for row in found:
                 peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
@@ -112,7 +115,7 @@ def _check(suite: str, against: Sequence[str], only: str) -> None:
 
 
 def _outcomes(
-    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None
+    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None, jobs: int
 ) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
     """Of each case: its name and direction, its rows, who takes no part and why."""
     from tfc.backends.pallas_gpu import backward
@@ -125,7 +128,8 @@ def _outcomes(
             yield found.case.name, found.rows, found.refusals
         return
     directions: list[cases.Direction] = [d for d in cases.DIRECTIONS if direction in (None, d)]
-    for outcome in attention.run(backward.KERNEL, target, against, only=only, samples=samples, directions=directions):
+    how: dict[str, Any] = dict(only=only, samples=samples, directions=directions, jobs=jobs)
+    for outcome in attention.run(backward.KERNEL, target, against, **how):
         yield f"{outcome.case.name} {outcome.direction}", outcome.rows, outcome.refusals
 
 
