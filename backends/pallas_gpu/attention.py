@@ -32,24 +32,30 @@ CACHED = 24 * 2**20
 """Bytes of keys and values that blocks on their own lists work on at once: half the second-level cache."""
 
 
-def config_for(head_dim: int, n: int, fields: bool = False, value_dim: int = 0) -> Config:
+def config_for(head_dim: int, n: int, fields: int = 0, value_dim: int = 0) -> Config:
     """Block sizes by head size and query length: at 32, 64 and 128 the fastest of those measured on an H200
     (benchmarks/), at other sizes those of the next size whose registers and shared memory they fit.
 
     At 128 two consumers fill the register file. Smaller heads leave room for a third, which hides more of the
     exponentials that then outweigh the products; but a third that gets no row only waits.
-    fields: the formulas read fields of the keys, of which each thread holds a quarter of a tile's columns. Beside
-    the scores and an output of 128 columns, 128 keys' worth do not fit its registers; nor do they fit a third's.
+    Blocks stay on their multiprocessor where outputs fit beside queries and rings that still hold two tiles of 128
+    keys or three of 64: from head size 192 on they do not.
+    fields: how many fields of the keys the formulas read, of which each thread holds a quarter of a tile's columns.
+    Beside the scores and an output of 128 columns one field of 128 keys fits its registers, a second does not.
     value_dim: the values' size, where it is another. An output of more than 128 columns leaves room for 64 keys'.
     """
     values = value_dim or head_dim
     if max(head_dim, values) <= 64 and not fields and n > 2 * ROWS:
-        return Config(consumers=3, block_k=128, stages=3)
+        return Config(consumers=3, block_k=128, stages=3, persistent=True)
     row = 2 * (head_dim + values)  # bytes of a key and its value
     free = SHARED_MEMORY - 1024 - 2 * ROWS * (2 * max(head_dim, values) + 4)
-    if values <= (64 if fields else 128) and 2 * 128 * row <= free:
-        return Config(consumers=2, block_k=128, stages=2)
-    return Config(consumers=2, block_k=64, stages=min(4, free // (64 * row)))
+    staying = free - 2 * ROWS * 2 * values
+    if values <= (64 if fields > 1 else 128) and 2 * 128 * row <= free:
+        return Config(consumers=2, block_k=128, stages=2, persistent=2 * 128 * row <= staying)
+    persistent = 3 * 64 * row <= staying
+    return Config(
+        consumers=2, block_k=64, stages=min(4, (staying if persistent else free) // (64 * row)), persistent=persistent
+    )
 
 
 def refuse(eqn: Eqn, target: Target) -> str | None:
@@ -110,20 +116,9 @@ def operands(captured: tuple[Array, ...], exprs: tuple[Expr, ...], ends: Mapping
     return tuple(out)
 
 
-def heads(counts: Any, triples: Any) -> Any:
-    """[Br, Hr, Tq, 4]: each count with the last triple, where a visit begins, so that a block reads both at once.
-
-    Of numpy arrays a numpy array: what is known when the call is traced costs nothing when it runs.
-    """
-    xp: Any = np if isinstance(counts, np.ndarray) and isinstance(triples, np.ndarray) else jnp
-    last = xp.maximum(counts - 1, 0)[..., None, None]
-    return xp.concatenate([counts[..., None], xp.take_along_axis(triples, last, axis=3)[..., 0, :]], axis=-1)
-
-
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
-    """The plan as a function of (q, k, v, counts, triples, *captured), lengths and types as the equation has them; k
-    and v are `Late` where the plan says that they are rows of stacks. Where blocks take query tiles off lists, those
-    are the last of `captured`.
+    """The plan as a function of (q, k, v, turns, triples, *captured), lengths and types as the equation has them; k
+    and v are `Late` where the plan says that they are rows of stacks. turns: as `schedule` makes them.
 
     Log-sum-exps of pointwise weights are a launch of their own, the softmax's; where nobody reads them XLA drops it.
     """
@@ -133,19 +128,17 @@ def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Arra
     softmax = kernel if plan.weighing.softmax else launch(replace(plan, weigh=P))
     formulas = (plan.score, plan.mask, plan.weigh)
 
-    def attention(q: Array, k: Any, v: Any, counts: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
-        lists = captured[len(captured) - 1 :] if plan.blocks else ()
-        captured = captured[: len(captured) - len(lists)]
+    def attention(q: Array, k: Any, v: Any, turns: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
         row: tuple[Array, ...] = ()
         if plan.stacked:
             row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
             k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
-        visits = jnp.asarray(heads(counts, triples)), jnp.asarray(triples)
+        visits = jnp.asarray(turns), jnp.asarray(triples)
         given = (q, k, v, *visits, *operands(captured, formulas, ends), *row)
-        out, lse = softmax(*given, *lists)
+        out, lse = softmax(*given)
         if not plan.weighing.softmax:
-            (out,) = kernel(*given, *([lse] if plan.weighing.reads_lse else ()), *lists)
+            (out,) = kernel(*given, *([lse] if plan.weighing.reads_lse else ()))
         return out[:, :n], lse[:, :, :n]
 
     return attention
@@ -185,14 +178,14 @@ def build(eqn: Eqn, target: Target, config: Config | None = None) -> Callable[..
         if not stacked:
             k, v = (x.array() if isinstance(x, Late) else x for x in (k, v))
         counts, triples = visited_ranges(op.mask, captured, **tiles)
-        lists: tuple[Any, ...] = ()
-        if plan.config.persistent and isinstance(counts, np.ndarray):
-            blocks = min(target.sms, batch * heads * plan.tiles)
+        blocks = 0
+        if plan.config.persistent and isinstance(counts, np.ndarray) and 0 < target.sms < batch * heads * plan.tiles:
+            blocks = target.sms  # with no more tiles than multiprocessors each has one in any case
             together = max(1, CACHED // (2 * m * (head_dim + values))) * (heads // kv_heads)
-            ends = dict(batch=batch, heads=heads, blocks=blocks, together=together)
-            lists = (schedule.lists(counts, triples, **ends),)
-        kernel = _called(replace(plan, stacked=stacked, blocks=len(lists[0]) if lists else 0))
-        return kernel(q, k, v, counts, triples, *captured, *lists)
+            turns = schedule.lists(counts, triples, batch=batch, heads=heads, blocks=blocks, together=together)
+        else:
+            turns = schedule.grid(counts, triples)
+        return _called(replace(plan, stacked=stacked, blocks=blocks))(q, k, v, turns, triples, *captured)
 
     return attention
 
@@ -217,14 +210,14 @@ def config_of(eqn: Eqn, target: Target) -> Config:
     op, (_, n, _, head_dim), values = eqn.op, eqn.args[0].type.ints, eqn.args[2].type.ints[3]
     assert isinstance(op, Attention)
     formulas = (op.score, op.mask, op.weigh)
-    fields = any(isinstance(node, Load) and node.side == "k" for f in formulas for node in walk(f))
-    config = replace(config_for(head_dim, n, fields, values), **tuned.fields("forward", eqn, target))
+    fields = {node for f in formulas for node in walk(f) if isinstance(node, Load) and node.side == "k"}
+    config = replace(config_for(head_dim, n, len(fields), values), **tuned.fields("forward", eqn, target))
     # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
     return replace(config, consumers=2) if target.interpret else config
 
 
 def notes(eqn: Eqn, target: Target) -> dict[str, Any]:
-    """Block sizes, for reports."""
+    """Block sizes, and whether blocks stay for more than one query tile, for reports."""
     config = config_of(eqn, target)
     said: dict[str, Any] = {"block_q": config.block_q, "block_k": config.block_k, "stages": config.stages}
     assert isinstance(eqn.op, Attention)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.pallas_gpu.weighing import Weighing, weighing
-from tfc.formula.expr import Apply, Expr, walk
+from tfc.formula.expr import Apply, Expr, Load, walk
 from tfc.ir.ops import P
 
 __all__ = ["INTRICATE", "ROWS", "Config", "Plan"]
@@ -81,12 +81,14 @@ class Plan:
     def beside(self, masked: bool) -> bool:
         """Whether a thread's registers hold what a tile's weights are computed with beside the weights of the tile
         before, which the P V product in flight reads: not with a mask and functions that have many values under way at
-        once, nor with such functions and no softmax beside an output of more than 128 columns."""
+        once or fields of 128 keys, nor with such functions and no softmax beside an output of more than 128 columns."""
         score, weight = (
             any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(f))
             for f in (self.score, self.weighing.tile)
         )
-        return not (masked and (score or weight)) and not (weight and self.values > 128)
+        wide = self.config.block_k >= 128
+        fields = wide and any(isinstance(node, Load) and node.side == "k" for node in self.nodes())
+        return not (masked and (score or weight or fields)) and not (weight and self.values > 128)
 
     @property
     def tiles(self) -> int:

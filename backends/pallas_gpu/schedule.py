@@ -1,4 +1,4 @@
-"""Visited tiles turned into lists of query tiles, one list for each block that stays on its multiprocessor.
+"""Visited tiles turned into the turns of blocks: one query tile each, or lists for blocks that stay where they are.
 
 A block that ends leaves its multiprocessor idle while it stores its last tile and the next one starts and loads its
 first. One that stays loads the next query tile beside the last products of the one before. What the hardware does
@@ -8,18 +8,31 @@ without such lists, giving the next tile to whoever is free, is done here before
 from heapq import heapify, heapreplace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["OVERHEAD", "lists"]
+__all__ = ["OVERHEAD", "grid", "lists"]
 
 OVERHEAD = 1
 """What a query tile costs besides its visits, in visits: its output's division and store."""
 
 
-def lists(counts: Any, triples: Any, *, batch: int, heads: int, blocks: int, together: int) -> Any:
-    """int32 [blocks, 1 + R]: how many query tiles a block takes, then their numbers (b * heads + h) * Tq + tile.
+def grid(counts: Any, triples: Any) -> Any:
+    """[Br, Hr, Tq, 4]: each count with the last triple, where a visit begins, so that a block reads both at once.
 
-    counts: int32 [Br, Hr, Tq], triples: int32 [Br, Hr, Tq, R, 3]: the visited ranges, as numpy arrays.
+    counts: int32 [Br, Hr, Tq], triples: int32 [Br, Hr, Tq, R, 3]: the visited ranges. Of numpy arrays a numpy array:
+    what is known when the call is traced costs nothing when it runs.
+    """
+    xp: Any = np if isinstance(counts, np.ndarray) and isinstance(triples, np.ndarray) else jnp
+    last = xp.maximum(counts - 1, 0)[..., None, None]
+    return xp.concatenate([counts[..., None], xp.take_along_axis(triples, last, axis=3)[..., 0, :]], axis=-1)
+
+
+def lists(counts: Any, triples: Any, *, batch: int, heads: int, blocks: int, together: int) -> Any:
+    """int32 [blocks, L, 8]: each block's query tiles, as many as the first one's last number says: batch row, head,
+    tile, then its `grid` (count, start, end, full), and how many are left with it.
+
+    counts, triples: as in `grid`, numpy arrays.
     together: how many heads are worked on at once, so that their keys and values stay in the cache: their tiles come
     first, the longest before the others, each for the block that is free first.
     """
@@ -36,8 +49,11 @@ def lists(counts: Any, triples: Any, *, batch: int, heads: int, blocks: int, tog
             busy, block = free[0]
             taken[block].append(start * tiles + int(item))
             heapreplace(free, (busy + int(group[item]), block))
-    out = np.zeros((blocks, 1 + max(map(len, taken))), np.int32)
+    first = np.broadcast_to(grid(counts, triples), (batch, heads, tiles, 4)).reshape(-1, 4)
+    out = np.zeros((blocks, max(map(len, taken)), 8), np.int32)
     for block, items in enumerate(taken):
-        out[block, 0] = len(items)
-        out[block, 1 : 1 + len(items)] = items
+        row, end = out[block], len(items)
+        row[:end, :3] = np.stack(np.unravel_index(items, (batch, heads, tiles)), axis=-1)
+        row[:end, 3:7] = first[items]
+        row[:end, 7] = np.arange(end, 0, -1)
     return out

@@ -26,7 +26,7 @@ from tfc.backends.formula import LOG2E, Placed, Tile
 from tfc.backends.pallas_gpu.forms import FORMS
 from tfc.backends.pallas_gpu.mma import mma, paired, product
 from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
-from tfc.backends.pallas_gpu.visits import Memory, Range, Visits, each
+from tfc.backends.pallas_gpu.visits import Memory, Range, Visits, each, here
 from tfc.backends.pallas_gpu.weighing import LSE, ONE
 from tfc.compat import mosaic_interpreter, mosaic_load
 from tfc.formula.expr import Expr, Kind, Load, Read, Token, Var, walk
@@ -248,12 +248,11 @@ def attend(
     config = plan.config
     q_tile = mem.q_tile.at[wg]
 
-    def rows_of(tile: Visits) -> tuple[Any, ...]:
-        first = tile.tile * config.block_q + wg * ROWS
-        return tile.batch, pl.ds(first, ROWS), tile.head
+    def rows_of(batch: Any, head: Any, tile: Any) -> tuple[Any, ...]:
+        return batch, pl.ds(tile * config.block_q + wg * ROWS, ROWS), head
 
     def fetch(tile: Visits) -> None:
-        plgpu.copy_gmem_to_smem(mem.q.at[rows_of(tile)], q_tile, mem.q_ready.at[wg])
+        plgpu.copy_gmem_to_smem(mem.q.at[rows_of(*tile.at[:3])], q_tile, mem.q_ready.at[wg])
 
     def visit(n: Any, carry: Any, last: Any, masked: bool) -> Any:
         """Weights of one tile, beside the P V product of the tile before."""
@@ -296,7 +295,7 @@ def attend(
         carry = lax.fori_loop(0, jnp.where(masked, 0, count), partial(visit, last=last, masked=False), carry)
         return lax.fori_loop(0, jnp.where(masked, count, 0), partial(visit, last=last, masked=True), carry)
 
-    mine = rows_of(visits)
+    mine = rows_of(*visits.at[:3])
     if following is None:
         fetch(visits)
     else:
@@ -315,6 +314,7 @@ def attend(
     out = plgpu.layout_cast(jnp.zeros((ROWS, plan.values), jnp.float32), plgpu.Layout.WGMMA)
     step, out, stats, weights = visits.loop(over_range, (step + 1, out, stats, p.astype(plan.dtype)))
     upcoming = None
+    mine = rows_of(*visits.where())
     if following is not None:
         more, upcoming = following()
         plgpu.commit_smem()  # all of the warpgroup have read Q
@@ -354,19 +354,18 @@ def finish(plan: Plan, mem: Memory, wg: Any, mine: Any, out: Array, lse: Array |
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
     softmax = plan.weighing.softmax
-    q, k, v, heads, triples, *captured = refs
+    q, k, v, turns, triples, *captured = refs
     lse = captured.pop() if softmax else None
     out = captured.pop()
-    lists = captured.pop() if plan.blocks else None
     row_lse = captured.pop() if plan.weighing.reads_lse else None
     row = captured.pop() if plan.stacked else None
     if "q_or_out" in scratch:
         scratch["q_tile"], scratch["out_tile"] = scratch.pop("q_or_out")
-    arrays = dict(q=q, k=k, v=v, heads=heads, triples=triples, captured=tuple(captured), row=row, out=out, lse=lse)
-    mem = Memory(**arrays, lists=lists, row_lse=row_lse, **scratch)
+    arrays = dict(q=q, k=k, v=v, turns=turns, triples=triples, captured=tuple(captured), row=row, out=out, lse=lse)
+    mem = Memory(**arrays, row_lse=row_lse, **scratch)
     # read before the warpgroups part, it is read once; but beside an output of more than 128 columns ptxas, which keeps
     # a part of it in the same registers on both sides, spills
-    only = Visits(plan, mem) if not plan.blocks and plan.values <= 128 else None
+    only = Visits(plan, mem, here(mem)) if not plan.blocks and plan.values <= 128 else None
     wg, consumers = lax.axis_index("wg"), plan.config.consumers
 
     @pl.when(wg < consumers)
@@ -417,16 +416,16 @@ def shared(plan: Plan) -> dict[str, Any]:
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, ...]]:
-    """The kernel as a function of (q, k, v, heads, triples, *captured) that gives (out, lse); (out,) where weights are
+    """The kernel as a function of (q, k, v, turns, triples, *captured) that gives (out, lse); (out,) where weights are
     pointwise. The last of `captured` are, as far as the plan has them: int32 [1], the row of stacks that k and v are;
-    float32 [B, H, N'], each row's log-sum-exp; int32 [blocks, 1 + R], lists as `schedule` makes them.
+    float32 [B, H, N'], each row's log-sum-exp.
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
     rows; lse and N' reach to the end of the last query tile (a copy along one axis is not clipped).
 
     triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H.
-    heads: int32 [Br, Hr, Tq, 4], how many of the R there are, and the last of them. captured: fields [B, T] or [T]
-    that reach to the end of the last tile, tables [H]; booleans as int32.
+    turns: as `schedule` makes them, `grid` where blocks have one tile each, else `lists`. captured: fields [B, T] or
+    [T] that reach to the end of the last tile, tables [H]; booleans as int32.
     """
     if plan.shared_bytes > SHARED_MEMORY:
         raise ValueError(f"{plan.config} takes {plan.shared_bytes} bytes of shared memory, a block has {SHARED_MEMORY}")

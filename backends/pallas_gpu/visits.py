@@ -24,11 +24,10 @@ class Memory:
     q: Any
     k: Any
     v: Any
-    heads: Any
+    turns: Any
     triples: Any
     captured: tuple[Any, ...]
     row: Any
-    lists: Any
     row_lse: Any
     out: Any
     lse: Any
@@ -54,23 +53,23 @@ class Visits:
     """The key tiles that a query tile visits, as each warpgroup of its block reads them, last range first.
 
     A query tile that sees no key visits key tile 0 as a partial one, and there no key exists. at: which tile it is;
-    without it, that of the block's place in a grid of (batch, head, tile).
+    turn: its place in the block's list, where there is one.
     """
 
-    def __init__(self, plan: Plan, mem: Memory, at: Place | None = None) -> None:
-        if at is None:
-            # under a causal mask the last query tiles see most: begin with them, so that short ones end the launch
-            tile = mem.heads.shape[2] - 1 - lax.axis_index("tile")
-            at = place(mem, lax.axis_index("batch"), lax.axis_index("head"), tile)
-        self.at = at
+    def __init__(self, plan: Plan, mem: Memory, at: Place, turn: Any = None) -> None:
+        self.at, self.mem, self.turn = at, mem, turn
         self.batch, self.head, self.tile, count, start, end, full = at
         self.triples = mem.triples
-        shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
+        shared_batch, shared_head = (size == 1 for size in mem.triples.shape[:2])
         self.row = (0 if shared_batch else self.batch, 0 if shared_head else self.head, self.tile)
         self.some = count > 0
         self.ranges = jnp.maximum(count, 1)
         self.keys = jnp.where(self.some, plan.m, 0)
         self.first: Range = jnp.where(self.some, start, 0), jnp.where(self.some, end, 1), full
+
+    def where(self) -> tuple[Any, Any, Any]:
+        """Batch row, head and tile; off a list read once more, so that they take no registers until then."""
+        return self.at[:3] if self.turn is None else listed(self.mem, self.turn)[:3]
 
     def range(self, turn: Any) -> Range:
         """The range visited at `turn` > 0, counted from the last one; any beyond the end."""
@@ -89,11 +88,20 @@ class Visits:
         return lax.fori_loop(0, self.ranges, over, (self.first, carry))[1]
 
 
-def place(mem: Memory, batch: Any, head: Any, tile: Any) -> Place:
-    """The tile with what a visit begins with, read from global memory."""
-    shared_batch, shared_head = (size == 1 for size in mem.heads.shape[:2])
+def here(mem: Memory) -> Place:
+    """The tile of the block's place in a grid of (batch, head, tile)."""
+    # under a causal mask the last query tiles see most: begin with them, so that short ones end the launch
+    tile = mem.turns.shape[2] - 1 - lax.axis_index("tile")
+    batch, head = lax.axis_index("batch"), lax.axis_index("head")
+    shared_batch, shared_head = (size == 1 for size in mem.turns.shape[:2])
     row = (0 if shared_batch else batch, 0 if shared_head else head, tile)
-    return (batch, head, tile, *(mosaic_load(mem.heads.at[(*row, i)]) for i in range(4)))
+    return (batch, head, tile, *(mosaic_load(mem.turns.at[(*row, i)]) for i in range(4)))
+
+
+def listed(mem: Memory, turn: Any) -> Place:
+    """The tile of a turn in the block's list; any beyond its end."""
+    at = lax.axis_index("block"), jnp.minimum(turn, mem.turns.shape[1] - 1)
+    return tuple(mosaic_load(mem.turns.at[(*at, i)]) for i in range(7))
 
 
 def each(plan: Plan, mem: Memory, only: Visits | None, visit: Callable[..., Any], carry: Any) -> Any:
@@ -103,22 +111,17 @@ def each(plan: Plan, mem: Memory, only: Visits | None, visit: Callable[..., Any]
     tile comes after this one, and that tile (any, where none comes), to be called once and late: a tile that has been
     read takes registers. None where there is no list.
     """
-    if mem.lists is None:
-        return visit(only or Visits(plan, mem), None, carry)[0]
-    block = lax.axis_index("block")
-    count = mosaic_load(mem.lists.at[block, 0])
-
-    def item(turn: Any) -> Any:
-        return mosaic_load(mem.lists.at[block, jnp.minimum(turn + 1, mem.lists.shape[1] - 1)])
-
-    def read(item: Any) -> Visits:
-        pair, tile = lax.div(item, plan.tiles), lax.rem(item, plan.tiles)
-        return Visits(plan, mem, place(mem, lax.div(pair, plan.heads), lax.rem(pair, plan.heads), tile))
+    if not plan.blocks:
+        return visit(only or Visits(plan, mem, here(mem)), None, carry)[0]
+    count = mosaic_load(mem.turns.at[lax.axis_index("block"), 0, 7])
 
     def over(turn: Any, both: tuple[Place, Any]) -> tuple[Place, Any]:
-        here, carry = both
-        number = item(turn + 1)
-        carry, upcoming = visit(Visits(plan, mem, here), lambda: (turn + 1 < count, read(number)), carry)
+        at, carry = both
+
+        def following() -> tuple[Any, Visits]:
+            return turn + 1 < count, Visits(plan, mem, listed(mem, turn + 1), turn + 1)
+
+        carry, upcoming = visit(Visits(plan, mem, at, turn), following, carry)
         return upcoming.at, carry
 
-    return lax.fori_loop(0, count, over, (read(item(0)).at, carry))[1]
+    return lax.fori_loop(0, count, over, (listed(mem, 0), carry))[1]

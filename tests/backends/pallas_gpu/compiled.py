@@ -1,7 +1,7 @@
 """Named cases turned into ptxas' reports, with no GPU: run as a program, one `== case` line before each.
 
 A name is words: masks, scores and weighs by name, `d128` or `d192/128`, and options of the kernel: `persistent`,
-`balanced`, `hardware`, `k64` keys a tile, `s3` stages, `c3` consumers.
+`grid`, `balanced`, `hardware`, `k64` keys a tile, `s3` stages, `c3` consumers.
 """
 
 import re
@@ -46,6 +46,7 @@ PARTS: dict[str, Part] = {
 """What a word says of the operation, and what slot 0 then holds."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "persistent": dict(persistent=True),
+    "grid": dict(persistent=False),
     "balanced": dict(functions="balanced"),
     "hardware": dict(functions="hardware"),
 }

@@ -6,7 +6,7 @@ This module runs in a worker process (`tfc.testing.worker`): an interpreted kern
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -377,11 +377,10 @@ def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> 
     reset_interpreter()
     kernel = attention.call(plan(case), (mutated(edits) if edits else streaming).launch)
     operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
-    lists: list[Any] = []
+    turns = schedule.grid(counts, triples)
     if case.blocks:
-        sizes = dict(batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
-        lists = [jnp.asarray(schedule.lists(counts, triples, **sizes))]
-    out, lse = kernel(*operands, jnp.asarray(counts), jnp.asarray(triples), *map(jnp.asarray, captured), *lists)
+        turns = schedule.lists(counts, triples, batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
+    out, lse = kernel(*operands, jnp.asarray(turns), jnp.asarray(triples), *map(jnp.asarray, captured))
     visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
     return compared(case, out, lse, score, mask, v, captured, visited)
 
@@ -404,7 +403,7 @@ def judge_built(fields: Mapping[str, Any], traced: bool, row: int | None = None)
     """The same through the kernel as it is registered: refuse, build, and ranges that it finds itself.
 
     traced: under jit, where the captured arrays are unknown when the ranges are made. row: k and v are this row of
-    stacks of three, whose other rows are NaN.
+    stacks of three, whose other rows are NaN. blocks: the multiprocessors that the target has, 132 where it is 0.
     """
     case = Case(**fields)
     formula = FORMULAS[case.formula]
@@ -416,9 +415,9 @@ def judge_built(fields: Mapping[str, Any], traced: bool, row: int | None = None)
     op = Attention(scale=scale_of(case), score=formula.score, mask=formula.mask, weigh=formula.weigh)
     out_types = op.infer(*types)
     eqn = Eqn(tuple(map(Value, ("o", "l"), out_types)), op, tuple(Value(f"a{i}", t) for i, t in enumerate(types)))
-    target = Target(name="h200", platform="gpu", capability=9.0, sms=case.blocks, interpret=True)
+    target = Target(name="h200", platform="gpu", capability=9.0, sms=case.blocks or 132, interpret=True)
     assert attention.KERNEL.refuse(eqn, target) is None
-    function = attention.build(eqn, target, replace(attention.config_of(eqn, target), persistent=bool(case.blocks)))
+    function = attention.build(eqn, target)
     reset_interpreter()
     operands: list[Any] = [*(jnp.asarray(x, case.dtype) for x in (q, k, v)), *map(jnp.asarray, captured)]
     if row is not None:

@@ -97,7 +97,7 @@ def test_blocks_that_take_tiles_off_lists(worker: Worker, case: dict[str, Any]) 
 @pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
 def test_lists_are_for_ranges_that_are_known(worker: Worker, traced: bool) -> None:
     """Documents that are traced are visited by a block a tile."""
-    case = dict(formula="documents", n=200, m=200, d=32, blocks=2)
+    case = dict(formula="documents", h=4, g=2, n=200, m=200, d=32, blocks=2)
     found = worker.call("interpreted:judge_built", case, traced)
     assert not found["wrong"], found
 
@@ -148,10 +148,15 @@ def test_as_registered(worker: Worker, formula: str, traced: bool) -> None:
     assert not found["wrong"], found
 
 
-@pytest.mark.parametrize(("row", "m"), [(0, 136), (2, 136), (1, 133)], ids=["first", "last", "not a multiple of 8"])
-def test_keys_and_values_in_a_row_of_a_cache(worker: Worker, row: int, m: int) -> None:
+@pytest.mark.parametrize(
+    ("row", "m", "blocks"),
+    [(0, 136, 0), (2, 136, 0), (1, 133, 0), (2, 136, 3)],
+    ids=["first", "last", "not a multiple of 8", "blocks that stay"],
+)
+def test_keys_and_values_in_a_row_of_a_cache(worker: Worker, row: int, m: int, blocks: int) -> None:
     """They are read where they lie, of that row alone; where the copy engine cannot, of a copy."""
-    found = worker.call("interpreted:judge_built", dict(formula="causal", b=2, n=72, m=m, d=32), True, row)
+    case = dict(formula="causal", b=2, h=4, g=2, n=72, m=m, d=32, blocks=blocks)
+    found = worker.call("interpreted:judge_built", case, True, row)
     assert not found["wrong"], found
 
 

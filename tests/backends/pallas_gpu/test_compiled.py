@@ -22,10 +22,10 @@ CASES += [
 ]
 CASES += [f"causal {word} d{d}" for d in (64, 128, 256) for word in ("softcap", "alibi", "documents", "sink")]
 CASES += [f"causal {word} d{d}" for d in (64, 128) for word in ("hstu", "relu2", "clipped")]
-CASES += [f"{mask} persistent d128" for mask in ("full", "causal", "window1024", "causal softcap", "causal alibi")]
+CASES += [f"{mask} grid d{d}" for d in (64, 128) for mask in ("full", "causal", "causal softcap", "causal alibi")]
 CASES += [
-    "causal persistent c2 d64",
-    "causal softcap balanced d128",
+    "causal persistent k64 s3 d192/128",
+    "causal softcap balanced grid d128",
     "causal softcap hardware d128",
     "causal hstu hardware d64",
 ]

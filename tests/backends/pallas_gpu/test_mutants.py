@@ -60,8 +60,8 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         CAUSAL,
     ),
     "rows of the first consumer for all": (
-        "first = tile.tile * config.block_q + wg * ROWS",
-        "first = tile.tile * config.block_q",
+        "return batch, pl.ds(tile * config.block_q + wg * ROWS, ROWS), head",
+        "return batch, pl.ds(tile * config.block_q, ROWS), head",
         CAUSAL,
     ),
     "values of the tile after": (
