@@ -24,6 +24,7 @@ from tfc.bench.cases import (
     AttentionCase,
     Direction,
     alibi,
+    among,
     and_all,
     drawn,
     hstu,
@@ -193,6 +194,10 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.rows[0].floor_ms == pytest.approx(3.5 * forward.rows[0].floor_ms)
     (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], samples=1, directions=["both"])
     assert not outcome.rows and outcome.refusals == {"xla": "has no gradient of its own"}
+
+
+def test_cases_are_chosen_by_one_text_or_several() -> None:
+    assert among("alibi 8k d128", "") and among("alibi 8k d128", "softcap, alibi") and not among("alibi 8k", "d64,cap")
 
 
 def test_a_suite_without_directions_refuses_one(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tfc.backends.pallas_gpu import attention as forward
 from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.reference.program import define
 from tfc.backends.xla.attention import KERNEL as XLA
-from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction
+from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction, among
 from tfc.bench.peers import PEERS, Operands, Peer, PeerRefusal, prepared
 from tfc.bench.results import Row, kernel_hash
 from tfc.bench.timing import JaxRunner, Runner, interleave
@@ -296,8 +296,9 @@ def run(
     samples: int = 15,
     directions: Sequence[Direction] = DIRECTIONS,
 ) -> Iterator[Outcome]:
-    """Every case of the suite whose name contains `only`, one after another, in each direction. Raises BenchError on a
-    wrong result."""
+    """Every case of the suite whose name has one of the texts of `only`, one after another, in each direction.
+
+    Raises BenchError on a wrong result."""
     peers = [PEERS[name] for name in against]
     device = jax.devices()[0].device_kind
     versions = {"jax": jax.__version__}
@@ -324,7 +325,7 @@ def run(
                 quality={} if other is None else _tiles_of(case, other),
             )  # fmt: skip
 
-    for case, direction in product([c for c in ATTENTION if only in c.name], directions):
+    for case, direction in product([c for c in ATTENTION if among(c.name, only)], directions):
         found = _prepare(case, direction, kernel, target, peers)
         for peer in peers:
             if peer.name in found.runners:

@@ -107,7 +107,7 @@ def _check(suite: str, against: Sequence[str], only: str) -> None:
         if name not in has:
             raise TfcError(Diagnostic("E820", f"`{suite}` has no peer `{name}`", help=f"peers are: {', '.join(has)}"))
     named = [c.name for c in (cases.ATTENTION if suite == "attention" else decode.DECODE)]
-    if not any(only in name for name in named):
+    if not any(cases.among(name, only) for name in named):
         raise TfcError(Diagnostic("E820", f"no case's name has `{only}`", help=f"cases are: {', '.join(named)}"))
 
 
@@ -120,7 +120,7 @@ def _outcomes(
     from tfc.bench import attention, cases, decode
 
     if suite == "decode":
-        chosen = [c for c in decode.DECODE if only in c.name]
+        chosen = [c for c in decode.DECODE if cases.among(c.name, only)]
         for found in decode.run(few.KERNEL, target, against, cases=chosen, samples=samples):
             yield found.case.name, found.rows, found.refusals
         return
