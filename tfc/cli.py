@@ -283,7 +283,9 @@ def run(
 @click.option(
     "--against", metavar="NAME,NAME", help="Peers to measure in the same run; all of the suite's if left out."
 )
-@click.option("--only", default="", metavar="TEXT", help="Only cases whose name has this text.")
+@click.option(
+    "--only", default="", metavar="TEXT", help="Only cases whose name has this text, or one of several: softcap,alibi."
+)
 @click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention`; each in turn if left out.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
 @click.option("--jobs", default=4, type=click.IntRange(min=1), help="Cases of `attention` compiled at once, untimed.")
@@ -333,7 +335,7 @@ def bench(
 @click.option(
     "--kernel", "kernels", multiple=True, type=click.Choice(["forward", "backward", "decode"]), help="Only of these."
 )
-@click.option("--only", default="", metavar="TEXT", help="Only cases, or places in a spec, whose name has this text.")
+@click.option("--only", default="", metavar="TEXT", help="Only cases whose name has this text, or one of several.")
 @click.option("--ship", is_flag=True, help="Write the best ones into the table that tfc is shipped with.")
 def tune(
     what: str | None,

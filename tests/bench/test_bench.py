@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Lock
 from time import sleep
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +26,18 @@ from tfc.bench.cases import (
     AttentionCase,
     Direction,
     alibi,
+    among,
     and_all,
     drawn,
     hstu,
     softcap,
     window,
 )
+from tfc.bench.chart import bars
 from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
-from tfc.commands.bench import bench, shown
+from tfc.commands.bench import bench, charted, render, section
 from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention, Masked
@@ -217,6 +220,10 @@ def test_nothing_is_timed_while_something_is_prepared() -> None:
     assert [x for x, _ in attention.together(prepare, range(7), 3)] == list(range(7))
 
 
+def test_cases_are_chosen_by_one_text_or_several() -> None:
+    assert among("alibi 8k d128", "") and among("alibi 8k d128", "softcap, alibi") and not among("alibi 8k", "d64,cap")
+
+
 def test_a_suite_without_directions_refuses_one(tmp_path: Path) -> None:
     with pytest.raises(TfcError, match="has no directions"):
         bench("approximation", [], "", 3, tmp_path, False, "both")
@@ -284,7 +291,34 @@ def test_rows_are_what_their_samples_say(file: Path) -> None:
         assert row.ratio == pytest.approx(row.peer_ms / row.ours_ms)
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+def test_the_readmes_show_the_committed_results() -> None:
+    """Tables and charts are those of the rows, the newest of each case."""
+    for readme in (ROOT / "benchmarks" / "README.md", ROOT / "README.md"):
+        text = readme.read_text(encoding="utf-8")
+        for file in RESULTS:
+            assert section(file, readme.parent) in text, "run `tfc bench --render`"
     for file in RESULTS:
-        assert shown(read(file)) in text, "run `tfc bench --render`"
+        assert file.with_suffix(".svg").read_text(encoding="utf-8") == charted(read(file)), "run `tfc bench --render`"
+
+
+def test_a_chart_has_a_bar_for_each_ratio() -> None:
+    """Long bars are cut off and say their number; what is beside another case has none; names are escaped."""
+    rows = [_row(), _row(peer="a<b", ratio=7.2), _row(case="softcap", direction="both", ratio=0.5)]
+    chart = bars([*rows, _row(case="packed", peer="own", beside="padded")])
+    ElementTree.fromstring(chart)  # it is XML
+    assert chart.count("<path") == 3 + 1 and ">7.20<" in chart and "a&lt;b" in chart and "packed" not in chart
+    assert "softcap, with gradients" in chart and "d128 4k causal, forward" in chart
+    assert bars([_row(beside="padded")]) == ""
+
+
+def test_render_writes_charts_and_links_them(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    file = folder / "results" / "d" / "attention.jsonl"
+    results.write(file, [_row()])
+    for readme in (folder / "README.md", tmp_path / "README.md"):
+        readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert render(folder) == 0
+    assert file.with_suffix(".svg").read_text() == bars([_row()])
+    own, top = ((f / "README.md").read_text() for f in (folder, tmp_path))
+    assert "(results/d/attention.svg)" in own and "(benchmarks/results/d/attention.svg)" in top
+    assert "old" not in own and own.startswith("before\n") and own.endswith("after\n") and "| 1.50 |" in own

@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 import jax
 import numpy as np
 
+from tfc.bench.chart import COLORS, framed
 from tfc.bench.hashing import hashed
 from tfc.bench.results import Row, kernel_hash
 from tfc.calibration import Batch, Gram, Reducer, statistics
@@ -262,8 +263,6 @@ def chart(rows: Sequence[Row], variants: Sequence[Variant] = VARIANTS) -> str:
         return top + (high - top - 60) * (1 - value) / (1 - least)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" font-family="sans-serif"'
-        ' font-size="12"><rect width="100%" height="100%" fill="white"/>',
         f'<text x="{wide / 2}" y="{high - 12}" text-anchor="middle">megabytes of weights (dense:'
         f" {rows[0].quality['dense_bytes'] / 1e6:.0f})</text>",
         f'<text x="16" y="{high / 2}" text-anchor="middle" transform="rotate(-90 16 {high / 2})">rank correlation with'
@@ -275,12 +274,11 @@ def chart(rows: Sequence[Row], variants: Sequence[Variant] = VARIANTS) -> str:
         parts.append(f'<path d="M{left} {y(value):.1f}H{wide - 150}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
         parts.append(f'<text x="{across:.1f}" y="{high - 34}" text-anchor="middle">{mass:.0f}</text>')
-    colors = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
     for n, (name, found) in enumerate(families.items()):
-        color = colors[n % len(colors)]
+        color = COLORS[n % len(COLORS)]
         places = [(x(r), y(r.quality["spearman"])) for r in sorted(found, key=lambda r: r.quality["bytes"])]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}"/>')
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{color}"/>' for a, b in places]
         parts.append(f'<text x="{wide - 140}" y="{top + 16 * n + 4}" fill="{color}">{escape(name)}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return framed(wide, high, parts)

@@ -21,7 +21,7 @@ from tfc.backends.pallas_gpu import attention as forward
 from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.reference.program import define
 from tfc.backends.xla.attention import KERNEL as XLA
-from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction
+from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction, among
 from tfc.bench.peers import PEERS, Operands, Peer, PeerRefusal, prepared
 from tfc.bench.results import Row, kernel_hash
 from tfc.bench.timing import JaxRunner, Runner, interleave
@@ -315,8 +315,8 @@ def run(
     directions: Sequence[Direction] = DIRECTIONS,
     jobs: int = 1,
 ) -> Iterator[Outcome]:
-    """Every case of the suite whose name contains `only`, one after another, in each direction; compiled and checked
-    `jobs` at a time, while nothing is timed. Raises BenchError on a wrong result."""
+    """Every case of the suite whose name has one of the texts of `only`, one after another, in each direction; compiled
+    and checked `jobs` at a time, while nothing is timed. Raises BenchError on a wrong result."""
     peers = [PEERS[name] for name in against]
     device = jax.devices()[0].device_kind
     versions = {"jax": jax.__version__}
@@ -346,7 +346,7 @@ def run(
     def prepare(asked: tuple[AttentionCase, Direction]) -> Served:
         return _prepare(*asked, kernel, target, peers)
 
-    asked = product([c for c in ATTENTION if only in c.name], directions)
+    asked = product([c for c in ATTENTION if among(c.name, only)], directions)
     for (case, direction), found in together(prepare, asked, jobs):
         for peer in peers:
             if peer.name in found.runners:

@@ -10,7 +10,7 @@ from tfc.ir.ops import Attention, P, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
 
-__all__ = ["ATTENTION", "DIRECTIONS", "AttentionCase", "Direction", "and_all", "drawn"]
+__all__ = ["ATTENTION", "DIRECTIONS", "AttentionCase", "Direction", "among", "and_all", "drawn"]
 
 Direction = Literal["forward", "both"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "both")
@@ -20,6 +20,11 @@ Q, K, H = Token("q"), Token("k"), Var("h", Kind.INT)
 CAUSAL = apply("le", K, Q)
 SEGMENTS = apply("eq", Load(0, "q", Kind.INT), Load(1, "k", Kind.INT))
 PREFIXED = apply("or", CAUSAL, apply("lt", K, Load(2, "q", Kind.INT)))
+
+
+def among(name: str, only: str) -> bool:
+    """Whether the name has one of the texts that commas separate."""
+    return any(text.strip() in name for text in only.split(","))
 
 
 def and_all(*parts: Expr) -> Expr:

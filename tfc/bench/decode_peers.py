@@ -72,8 +72,12 @@ def _sdpa(backend: str, case: "DecodeCase", sets: Sequence[Operands]) -> Prepare
         from torch.nn.attention.bias import causal_lower_right
     except ImportError as error:
         raise PeerRefusal(f"torch does not import: {error}") from error
-    mask = causal_lower_right(case.queries, case.length) if case.queries > 1 else None
     taken = [tuple(torch.from_dlpack(x).transpose(1, 2) for x in operands[:3]) for operands in sets]
+    n, m, mask = case.queries, case.length, None
+    if n > 1 and backend == "FLASH_ATTENTION":  # which takes no mask, but knows causal ones by their class
+        mask = causal_lower_right(n, m)
+    elif n > 1:
+        mask = torch.ones((n, m), dtype=torch.bool, device=taken[0][0].device).tril(m - n)
 
     def call(q: Any, k: Any, v: Any) -> Any:
         with sdpa_kernel(getattr(SDPBackend, backend)):

@@ -12,7 +12,7 @@ from tfc.diagnostics import Diagnostic, TfcError
 if TYPE_CHECKING:
     from tfc.backends.kernel import Target
 
-__all__ = ["SUITES", "bench", "render", "shown"]
+__all__ = ["SUITES", "bench", "charted", "render", "section", "shown"]
 
 SUITES = {
     "attention": "cudnn,tokamax,flex,flash2",
@@ -110,7 +110,7 @@ def _check(suite: str, against: Sequence[str], only: str) -> None:
         if name not in has:
             raise TfcError(Diagnostic("E820", f"`{suite}` has no peer `{name}`", help=f"peers are: {', '.join(has)}"))
     named = [c.name for c in (cases.ATTENTION if suite == "attention" else decode.DECODE)]
-    if not any(only in name for name in named):
+    if not any(cases.among(name, only) for name in named):
         raise TfcError(Diagnostic("E820", f"no case's name has `{only}`", help=f"cases are: {', '.join(named)}"))
 
 
@@ -123,7 +123,7 @@ def _outcomes(
     from tfc.bench import attention, cases, decode
 
     if suite == "decode":
-        chosen = [c for c in decode.DECODE if only in c.name]
+        chosen = [c for c in decode.DECODE if cases.among(c.name, only)]
         for found in decode.run(few.KERNEL, target, against, cases=chosen, samples=samples):
             yield found.case.name, found.rows, found.refusals
         return
@@ -202,10 +202,35 @@ def shown(rows: list[Row]) -> str:
     return markdown(rows)
 
 
+def charted(rows: list[Row]) -> str:
+    """The chart of a suite's rows, an SVG, of the newest of each case; empty where there is nothing to draw."""
+    if rows and rows[0].suite == "approximation":
+        from tfc.bench import approximation
+
+        return approximation.chart(latest(rows))
+    from tfc.bench.chart import bars
+
+    return bars(rows)
+
+
+def section(file: Path, beside: Path) -> str:
+    """What a README in the folder `beside` shows of a file of results: its chart, if there is one, and its table."""
+    rows, chart = read(file), file.with_suffix(".svg")
+    what = f"{rows[0].suite} on {rows[0].device}" if rows else file.stem
+    link = f"![{what}]({chart.relative_to(beside).as_posix()})\n\n" if chart.exists() else ""
+    return link + shown(rows)
+
+
 def render(folder: Path) -> int:
-    """Writes the tables of all committed results between the marks of folder's README.md and the project's."""
-    tables = "\n".join(shown(read(file)) for file in sorted(folder.glob("results/*/*.jsonl")))
+    """Writes a chart beside each file of results, and charts and tables of all between the marks of folder's README.md
+    and the project's."""
+    files = sorted(folder.glob("results/*/*.jsonl"))
+    for file in files:
+        if chart := charted(read(file)):
+            file.with_suffix(".svg").write_text(chart, encoding="utf-8")
+            print(f"wrote {file.with_suffix('.svg')}")
     for readme in (folder / "README.md", folder.parent / "README.md"):
+        tables = "\n".join(section(file, readme.parent) for file in files)
         text = readme.read_text(encoding="utf-8")
         head, mark, rest = text.partition(MARKS[0])
         _, end, tail = rest.partition(MARKS[1])

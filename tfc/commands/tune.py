@@ -91,14 +91,14 @@ def _equations(
 
 def _of_suite(what: str, only: str) -> "Iterator[tuple[Eqn, Captured]]":
     from tfc.bench.attention import captured
-    from tfc.bench.cases import ATTENTION
+    from tfc.bench.cases import ATTENTION, among
     from tfc.bench.decode import DECODE, captured_of
 
     if what == "attention":
-        for case in (c for c in ATTENTION if only in c.name):
+        for case in (c for c in ATTENTION if among(c.name, only)):
             yield case.eqn(), lambda case=case: captured(case)  # type: ignore[misc]  # bound here
     else:
-        for few in (c for c in DECODE if only in c.name and not c.page and not c.kept):
+        for few in (c for c in DECODE if among(c.name, only) and not c.page and not c.kept):
             yield few.eqn(), lambda few=few: captured_of(few)  # type: ignore[misc]  # bound here
 
 
