@@ -138,6 +138,7 @@ class _Lowering:
             builder.constants.clear()
         self.root.below.clear()
         self.session.calls.known.clear()
+        self.session.calls.components.clear()
 
     # ---- items
 

@@ -40,6 +40,9 @@ class Span:
     start: int
     end: int
 
+    def __hash__(self) -> int:  # the text is long to hash, and places of one differ in offset
+        return hash((self.start, self.end))
+
     @property
     def line(self) -> int:
         return self.source.position(self.start)[0]

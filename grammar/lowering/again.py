@@ -176,6 +176,14 @@ class Calls:
     """The calls so far that others may be like, by what they must have in common."""
 
     known: dict[object, list[tuple[CallLike, Stretch, Tensor]]] = field(default_factory=dict)
+    components: dict[int, tuple[Component, bool]] = field(default_factory=dict)
+
+    def settled(self, component: Component) -> bool:
+        """Whether it says the same wherever it is called; each is looked through once."""
+        found = self.components.get(id(component))
+        if found is None:
+            found = self.components[id(component)] = component, _settled(component)
+        return found[1]
 
     def keep(self, call: CallLike, place: Place, value: Meaning) -> None:
         """Asked when a call is over, before its result is given a name."""
@@ -203,7 +211,7 @@ def call_like(component: Component, explicit: Explicit, place: Place, node: ast.
     session = frame.session
     if session.seen is not None or component.place is not None or place.params or place.below:
         return None
-    if place.builder is not frame.builder or not _settled(component):
+    if place.builder is not frame.builder or not session.calls.settled(component):
         return None
     above = () if session.root is None else session.root.params.values()
     shared = {held.value.name for held in (*above, *frame.builder.constants.values())}

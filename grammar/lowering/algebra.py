@@ -185,6 +185,8 @@ def _operation(fn: str) -> Elementwise:
 
 
 def _check_tensor_kinds(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], frame: Frame) -> None:
+    if fn != "where" and all(a.type.dtype.kind in _TAKES[PRIMITIVES[fn].takes] for a in args):
+        return
     shown = [
         Formula(Var("x", a.type.dtype.kind), a.type.dtype.kind, s) for a, (_, s) in zip(args, operands, strict=True)
     ]

@@ -13,6 +13,8 @@ from tfc.source import Span
 
 __all__ = ["Builder"]
 
+_KEPT = 8
+"""Unlike operands of one operation whose results' types are kept, the first ones."""
 _NUMBERS = count()  # never the same value twice, in whatever builder: a captured one is known by its number
 
 
@@ -22,7 +24,7 @@ class Builder:
 
     parent: the builder whose program will hold this one's as a `repeat` or `route` body; its values are captured on
     use. routed: the body of a `route`. reports: side outputs by path. products: matrices computed of parameters, which
-    are left out where nothing reads them.
+    are left out where nothing reads them. inferred: what operations, by identity, make of which types.
     """
 
     parent: "Builder | None" = None
@@ -35,6 +37,7 @@ class Builder:
     reports: dict[str, Tensor] = field(default_factory=dict)
     products: set[Value] = field(default_factory=set)
     hints: dict[str, str] = field(default_factory=dict)
+    inferred: dict[int, list[tuple[Op, list[TensorType], list[TensorType]]]] = field(default_factory=dict)
     closed: bool = False
 
     def value(self, type: TensorType, hint: str) -> Value:
@@ -89,8 +92,13 @@ class Builder:
         """One equation. Raises IRError where the operands do not fit."""
         operands = tuple(map(self.local, args))
         types = [a.type for a in operands]
-        # of equal types one: what follows knows equal layers by that
-        made = [next((held for held in types if held == t), t) for t in op.infer(*types)]
+        known = self.inferred.setdefault(id(op), [])
+        made = next((made for _, taken, made in known if taken == types), None)
+        if made is None:
+            # of equal types one: what follows knows equal layers by that
+            made = [next((held for held in types if held == t), t) for t in op.infer(*types)]
+            if len(known) < _KEPT:
+                known.append((op, types, made))
         outs = tuple([self.value(t, hint) for t in made])
         self.eqns.append(Eqn(outs, op, operands, span))
         return tuple(Tensor(v, self, span, fields or {}) for v in outs)
@@ -124,28 +132,19 @@ class Builder:
         inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
         hints = self.hints
-        names = _names([hints[v.name] for v in order])
-        renamed = {v.name: Value(n, v.type) for v, n in zip(order, names, strict=True)}
+        for value, final in zip(order, _names([hints[v.name] for v in order]), strict=True):
+            # this builder's own, which nobody looks up by its number any more: new ones would mean new equations
+            object.__setattr__(value, "name", final)
         self.closed = True
         return Program(
             name=name,
-            inputs=tuple([Input(renamed[i.value.name], i.default) for i in inputs]),
-            params=tuple([p.named(renamed[p.value.name]) for p in self.params]),
-            eqns=tuple(
-                [
-                    Eqn(
-                        tuple([renamed[o.name] for o in e.outs]),
-                        e.op,
-                        tuple([renamed[a.name] for a in e.args]),
-                        e.span,
-                    )
-                    for e in self.eqns
-                ]
-            ),
-            results=tuple([renamed[v.name] for v in ends]),
+            inputs=inputs,
+            params=tuple(self.params),
+            eqns=tuple(self.eqns),
+            results=ends,
             precision=precision,
             doc=doc,
-            reports=tuple([(path, renamed[v.name]) for path, v in reports]),
+            reports=reports,
         )
 
 

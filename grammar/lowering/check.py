@@ -1,6 +1,7 @@
 """Names in bodies and formulas that no model uses: misspelt ones are reported all the same."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 
 from tfc.grammar import ast
 from tfc.grammar.lowering.scope import IMPLICIT, FileScope, unknown
@@ -95,6 +96,7 @@ def _parts(kind: type[ast.Node]) -> tuple[str, ...]:
     known = _PARTS.get(kind.__name__)
     if known is None:
         skipped = ("span", "doc", "entries", *(("settings",) if kind is ast.Repeat else ()))
-        known = tuple(f for f in reversed(kind.__dataclass_fields__) if f not in skipped)
+        held = {f.name for f in fields(kind) if f.type not in (str, int)}
+        known = tuple(f for f in reversed(kind.__dataclass_fields__) if f in held and f not in skipped)
         _PARTS[kind.__name__] = known
     return known

@@ -11,6 +11,7 @@ from tfc.grammar.lowering.session import LIMITS, Frame
 from tfc.grammar.lowering.values import Place, Tensor
 from tfc.ir.ops import Constant
 from tfc.ir.program import Eqn, Param, Value
+from tfc.ir.types import TensorType
 from tfc.source import Span
 
 __all__ = ["Mark", "Spans", "Stretch", "Values", "enters", "moved"]
@@ -45,13 +46,22 @@ def _others(frame: Frame) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Row:
+    """An equation, with what making it again needs: its results' names, types and hints, and its operands by name."""
+
+    eqn: Eqn
+    outs: tuple[tuple[str, TensorType, str], ...]
+    args: tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """What was made since a mark, all parameters in one place."""
 
     place: Place
     eqns: tuple[Eqn, ...]
     params: tuple[Param, ...]
-    hints: Mapping[str, str]
+    rows: tuple["_Row", ...]
     counts: Mapping[str, int]
 
     @staticmethod
@@ -67,9 +77,12 @@ class Stretch:
         eqns = tuple(builder.eqns[mark.eqns :])
         if any(hasattr(eqn.op, "body") or hasattr(eqn.op, "path") for eqn in eqns):
             return None
-        hints = {v.name: builder.hints[v.name] for eqn in eqns for v in eqn.outs}
+        rows = tuple(
+            _Row(e, tuple((v.name, v.type, builder.hints[v.name]) for v in e.outs), tuple((a.name, a) for a in e.args))
+            for e in eqns
+        )
         counts = {what: n - mark.counts.get(what, 0) for what, n in frame.session.counts.items()}
-        return Stretch(place, eqns, params, hints, {what: n for what, n in counts.items() if n})
+        return Stretch(place, eqns, params, rows, {what: n for what, n in counts.items() if n})
 
     def allowed(self, frame: Frame) -> bool:
         """Whether no limit would be passed by making it again."""
@@ -87,24 +100,23 @@ class Stretch:
             builder.params.append(Param(path, made, p.init, p.trained, p.format, p.fit, p.repeats))
             values[p.value.name] = made
         shared = {held.value.name for held in builder.constants.values()}
-        get, hints = values.get, self.hints
+        get, new, append = values.get, builder.value, builder.eqns.append
         stood: Span | None = None
         stands: Span | None = None
-        for eqn in self.eqns:
+        for row in self.rows:
+            eqn = row.eqn
             if isinstance(eqn.op, Constant) and eqn.out.name in shared:
                 continue
-            bound: list[Value] = []
-            for old in eqn.outs:
-                values[old.name] = new = builder.value(old.type, hints[old.name])
-                bound.append(new)
-            outs = tuple(bound)
+            outs = tuple([new(type, hint) for _, type, hint in row.outs])
+            for (old, _, _), made in zip(row.outs, outs, strict=True):
+                values[old] = made
             if builder.products and builder.products.issuperset(eqn.outs):
                 builder.products.update(outs)
             if eqn.span is not stood:  # many in a row stand at one place
                 stood = stands = eqn.span
                 if stood is not None:
                     stands = spans.get(stood, stood)
-            builder.eqns.append(Eqn(outs, eqn.op, tuple([get(a.name, a) for a in eqn.args]), stands))
+            append(Eqn(outs, eqn.op, tuple([get(name, arg) for name, arg in row.args]), stands))
         _fill(place, self.place, values, spans)
         for what, n in self.counts.items():
             session.counts[what] = session.counts.get(what, 0) + n
@@ -126,8 +138,9 @@ def enters(was: Tensor, now: Tensor, values: Values, own: "Mapping[str, object] 
 
 def moved(tensor: Tensor, values: Values, spans: Spans) -> Tensor:
     """The tensor of the new stretch, by that of the old one."""
-    fields = {name: moved(held, values, spans) for name, held in tensor.fields.items()}
-    parts = tensor.factors
+    fields, parts = tensor.fields, tensor.factors
+    if fields:
+        fields = {name: moved(held, values, spans) for name, held in fields.items()}
     if parts is not None:
         base = None if parts.base is None else moved(parts.base, values, spans)
         left, right = moved(parts.left, values, spans), moved(parts.right, values, spans)
@@ -149,6 +162,7 @@ def _plain(place: Place) -> bool:
 
 
 def _fill(place: Place, like: Place, values: Values, spans: Spans) -> None:
-    place.params |= {name: moved(held, values, spans) for name, held in like.params.items()}
+    for name, held in like.params.items():
+        place.params[name] = moved(held, values, spans)
     for segment, below in like.below.items():
         _fill(place.under(segment), below, values, spans)

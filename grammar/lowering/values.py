@@ -226,7 +226,10 @@ class Place:
 
     def under(self, segment: str) -> "Place":
         """The place below, made where it is new."""
-        return self.below.setdefault(segment, Place(self.join(segment), self.builder))
+        found = self.below.get(segment)
+        if found is None:
+            found = self.below[segment] = Place(self.join(segment), self.builder)
+        return found
 
     def owned(self) -> Iterator[Tensor]:
         """Every parameter here and below."""

@@ -72,7 +72,8 @@ def check_dropped(what: str, given: "list[TensorType] | tuple[TensorType, ...]")
 def drops(program: Program) -> bool:
     """Whether the program, or a body of it, has a dropout."""
     ops = {id(e.op): e.op for e in program.eqns}.values()  # equal layers have the same ones
-    return any(isinstance(op, Dropout) for op in ops) or any(drops(body) for _, body in program.bodies())
+    bodies = [op.body for op in ops if hasattr(op, "body")]
+    return any(isinstance(op, Dropout) for op in ops) or any(map(drops, bodies))
 
 
 def site(path: str) -> tuple[int, int]:

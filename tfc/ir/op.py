@@ -50,6 +50,9 @@ def promote(dtypes: Iterable[DType]) -> DType:
     for d in dtypes:
         if d is out:
             continue
+        if out is DType.BOOL:  # narrower than all others
+            out = d
+            continue
         if {d, out} == {DType.BF16, DType.F16}:
             out = DType.F32
         elif _WIDTH[d] > _WIDTH[out]:

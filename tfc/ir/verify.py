@@ -84,13 +84,14 @@ Made = tuple[list[TensorType], list[TensorType]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What has been checked, by identity: operations, parameters; and, by the lengths known then, types and what
-    operations make of them.
+    """What has been checked, by identity: operations, parameters (and what equal ones say, but for their paths); and, by
+    the lengths known then, types and what operations make of them.
 
     Most of a program stays as it is from pass to pass, and equal layers have the same operations and types.
     """
 
     parts: dict[int, Op | Param] = field(default_factory=dict)
+    kinds: set[tuple[object, ...]] = field(default_factory=set)
     made: dict[frozenset[str], dict[int, list[Made]]] = field(default_factory=dict)
     types: dict[frozenset[str], dict[int, TensorType]] = field(default_factory=dict)
 
@@ -114,6 +115,7 @@ class Lengths:
 
     names: frozenset[str]
     parts: dict[int, Op | Param]
+    kinds: set[tuple[object, ...]]
     made: dict[int, list[Made]]
     types: dict[int, TensorType]
 
@@ -121,7 +123,7 @@ class Lengths:
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.parts, known.made.setdefault(names, {}), known.types.setdefault(names, {}))
+        return Lengths(names, known.parts, known.kinds, known.made.setdefault(names, {}), known.types.setdefault(names, {}))
 
     def check(self, value: Value) -> None:
         if id(value.type) in self.types:
@@ -160,7 +162,12 @@ def _program(program: Program, lengths: Lengths) -> None:
     for param in program.params:
         bound(param.value)
         if id(param) not in lengths.parts:
-            _param(param)
+            if PATH.match(param.path) is None:
+                raise IRError(f"`{param.path}` is no path for a parameter")
+            kept = id(param.value.type), id(param.init), param.trained, id(param.format), id(param.fit), param.repeats
+            if kept not in lengths.kinds:
+                _param(param)
+                lengths.kinds.add(kept)
             lengths.parts[id(param)] = param
     for at, eqn in enumerate(program.eqns):
         try:
@@ -169,7 +176,11 @@ def _program(program: Program, lengths: Lengths) -> None:
                     _use(arg, known)
             again = _eqn(eqn, lengths)
             for out in eqn.outs:
-                bound(out, checked=again)
+                name = out.name
+                if again and name not in known and name.isidentifier() and name.isascii():
+                    known[name] = out  # as most are
+                else:
+                    bound(out, checked=again)
         except IRError as e:
             raise IRError(f"{e}\n{_around(program, at)}") from None
     if not (program.results or program.reports):
@@ -206,9 +217,8 @@ def _around(program: Program, at: int, reach: int = 3) -> str:
 
 
 def _param(param: Param) -> None:
+    """What a parameter says of itself, but for its path."""
     what = f"parameter {param.path}"
-    if PATH.match(param.path) is None:
-        raise IRError(f"`{param.path}` is no path for a parameter")
     if not param.value.type.static:
         raise IRError(f"{what}: {param.value.type} is not a shape of numbers")
     if param.init.kind not in INITS:
@@ -479,12 +489,14 @@ def _calibrated(program: Program) -> Iterator[str]:
 
 def _paths(program: Program) -> None:
     """Paths are leaves of one tree: none twice, none inside another."""
-    count = Counter(p.path for p in program.stored())
+    count = Counter([p.path for p in program.stored()])
+    clear: set[str] = set()  # no parameter has such a path, nor one that it lies inside of
     for path, times in count.items():
         if times != 1:
             raise IRError(f"parameter {path} occurs {times} times")
         above = path.rpartition(".")[0]
-        while above:
+        while above and above not in clear:
             if above in count:
                 raise IRError(f"parameter {path} lies inside parameter {above}")
+            clear.add(above)
             above = above.rpartition(".")[0]
