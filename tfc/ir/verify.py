@@ -123,7 +123,9 @@ class Lengths:
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(names, known.parts, known.kinds, known.made.setdefault(names, {}), known.types.setdefault(names, {}))
+        return Lengths(
+            names, known.parts, known.kinds, known.made.setdefault(names, {}), known.types.setdefault(names, {})
+        )
 
     def check(self, value: Value) -> None:
         if id(value.type) in self.types:
