@@ -23,7 +23,7 @@ from tfc.formula.interval import compiled
 from tfc.formula.scalar import INT_MAX, INT_MIN
 from tfc.formula.tiles import Tiles, visited
 
-__all__ = ["Traced", "host_tiles", "visited_ranges", "visited_tiles", "visiting_ranges"]
+__all__ = ["Traced", "host_tiles", "traced", "visited_ranges", "visited_tiles", "visiting_ranges"]
 
 Array = jax.Array
 DTYPES: Mapping[Kind, Any] = {Kind.BOOL: jnp.bool_, Kind.INT: jnp.int32, Kind.REAL: jnp.float32}
@@ -49,7 +49,7 @@ def visited_ranges(
     also under vmap, and R is the number of key tiles, as many ranges as there can be: 12 * Br * Hr * Tq * Tk bytes.
     Raises FormulaError where the mask is no boolean or a slot's array does not fit.
     """
-    if not _traced(mask, captured):
+    if not traced(mask, captured):
         return arrays(host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads))
     return _ranges(_Case(mask, captured, n, m, heads).classes(block_q, block_k))
 
@@ -59,7 +59,7 @@ def visited_tiles(
 ) -> Any:
     """What `visited_ranges` says of each pair of tiles: int32 [Br, Hr, Tq, Tk], 0 never visited, 1 with the mask, 2
     without; operands, Br, Hr and errors as there. Traced it is one computation without sorting, of arrays this size."""
-    if _traced(mask, captured):
+    if traced(mask, captured):
         return _Case(mask, captured, n, m, heads).classes(block_q, block_k)
     tiles = host_tiles(mask, captured, n=n, m=m, block_q=block_q, block_k=block_k, heads=heads)
     out = np.zeros((len(tiles.rows), len(tiles.rows[0]), tiles.query_tiles, -(-m // block_k)), np.int32)
@@ -71,7 +71,7 @@ def visited_tiles(
     return out
 
 
-def _traced(mask: Expr, captured: Sequence[Any]) -> bool:
+def traced(mask: Expr, captured: Sequence[Any]) -> bool:
     """Whether the mask reads an array that is not known yet. Raises FormulaError for a mask that is none."""
     read = {node.slot for node in walk(mask) if isinstance(node, Load | Read)}
     if missing := [slot for slot in sorted(read) if slot >= len(captured)]:

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfc.backends.bounds import visited_ranges
 from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import schedule, tuned
-from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
+from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan, intricate
 from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY, launch
 from tfc.backends.pallas_gpu.weighing import weighing
 from tfc.formula.expr import Expr, Kind, Load, Read, Side, Var, walk
@@ -72,6 +71,9 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
     for what, size in (("head size", q.last), ("values of size", v.last)):
         if not isinstance(size, int) or size % 16 or not 0 < size <= 256:
             return f"{what} {size}: takes multiples of 16 up to 256"
+    keys = v.shape[1]
+    if isinstance(keys, int) and keys > 64 * schedule.MOST:
+        return f"numbers key tiles in 15 bits: {keys} keys are more than {64 * schedule.MOST}"
     if op.dropout:
         return f"drops no attention weights, and this call has a key and `dropout = {op.dropout:g}`"
     if missing := unlowerable(op.score, op.mask, op.weigh):
@@ -117,8 +119,8 @@ def operands(captured: tuple[Array, ...], exprs: tuple[Expr, ...], ends: Mapping
 
 
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
-    """The plan as a function of (q, k, v, turns, triples, *captured), lengths and types as the equation has them; k
-    and v are `Late` where the plan says that they are rows of stacks. turns: as `schedule` makes them.
+    """The plan as a function of (q, k, v, turns, ranges, *captured), lengths and types as the equation has them; k
+    and v are `Late` where the plan says that they are rows of stacks. turns, ranges: as `launch` takes them.
 
     Log-sum-exps of pointwise weights are a launch of their own, the softmax's; where nobody reads them XLA drops it.
     """
@@ -128,14 +130,13 @@ def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Arra
     softmax = kernel if plan.weighing.softmax else launch(replace(plan, weigh=P))
     formulas = (plan.score, plan.mask, plan.weigh)
 
-    def attention(q: Array, k: Any, v: Any, turns: Any, triples: Any, *captured: Array) -> tuple[Array, Array]:
+    def attention(q: Array, k: Any, v: Any, turns: Any, ranges: Any, *captured: Array) -> tuple[Array, Array]:
         row: tuple[Array, ...] = ()
         if plan.stacked:
             row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
             k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
-        visits = jnp.asarray(turns), jnp.asarray(triples)
-        given = (q, k, v, *visits, *operands(captured, formulas, ends), *row)
+        given = (q, k, v, jnp.asarray(turns), jnp.asarray(ranges), *operands(captured, formulas, ends), *row)
         out, lse = softmax(*given)
         if not plan.weighing.softmax:
             (out,) = kernel(*given, *([lse] if plan.weighing.reads_lse else ()))
@@ -177,15 +178,13 @@ def build(eqn: Eqn, target: Target, config: Config | None = None) -> Callable[..
         stacked = m % 8 == 0 and all(isinstance(x, Late) and _whole(x) for x in (k, v))
         if not stacked:
             k, v = (x.array() if isinstance(x, Late) else x for x in (k, v))
-        counts, triples = visited_ranges(op.mask, captured, **tiles)
+        turns, ranges = schedule.ranges(op.mask, captured, **tiles)
         blocks = 0
-        if plan.config.persistent and isinstance(counts, np.ndarray) and 0 < target.sms < batch * heads * plan.tiles:
+        if plan.config.persistent and isinstance(turns, np.ndarray) and 0 < target.sms < batch * heads * plan.tiles:
             blocks = target.sms  # with no more tiles than multiprocessors each has one in any case
             together = max(1, CACHED // (2 * m * (head_dim + values))) * (heads // kv_heads)
-            turns = schedule.lists(counts, triples, batch=batch, heads=heads, blocks=blocks, together=together)
-        else:
-            turns = schedule.grid(counts, triples)
-        return _called(replace(plan, stacked=stacked, blocks=blocks))(q, k, v, turns, triples, *captured)
+            turns = schedule.lists(turns, ranges, batch=batch, heads=heads, blocks=blocks, together=together)
+        return _called(replace(plan, stacked=stacked, blocks=blocks))(q, k, v, turns, ranges, *captured)
 
     return attention
 
@@ -211,7 +210,11 @@ def config_of(eqn: Eqn, target: Target) -> Config:
     assert isinstance(op, Attention)
     formulas = (op.score, op.mask, op.weigh)
     fields = {node for f in formulas for node in walk(f) if isinstance(node, Load) and node.side == "k"}
-    config = replace(config_for(head_dim, n, len(fields), values), **tuned.fields("forward", eqn, target))
+    heavy = intricate(op.score)
+    config = config_for(head_dim, n, len(fields) + (heavy if fields else 0), values)
+    if heavy and values >= 128:  # such functions leave no registers for a list, nor beside wider outputs for a base
+        config = replace(config, persistent=False, bounded=values == 128)
+    config = replace(config, **tuned.fields("forward", eqn, target))
     # interpreted warpgroups are threads that wait for one another, and XLA keeps no more than the machine has cores
     return replace(config, consumers=2) if target.interpret else config
 

@@ -20,9 +20,9 @@ from tfc.backends.pallas_gpu import by_keys, by_queries, tuned
 from tfc.backends.pallas_gpu.attention import KERNEL as FORWARD
 from tfc.backends.pallas_gpu.attention import operands, padded, up
 from tfc.backends.pallas_gpu.pairs import Config, Leaf, Plan, leaves_of
-from tfc.backends.pallas_gpu.plan import INTRICATE, ROWS
+from tfc.backends.pallas_gpu.plan import ROWS, intricate
 from tfc.formula.derive import S, derivative
-from tfc.formula.expr import Apply, FormulaError, Load, Side, walk
+from tfc.formula.expr import FormulaError, Load, Side, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 
@@ -183,7 +183,7 @@ def configs_of(eqn: Eqn, target: Target) -> dict[str, Config]:
         q.ints[1],
         more="k" in read or bool(leaves["q"]),
         keys=bool(leaves["k"]),
-        intricate=any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(op.score)),
+        intricate=intricate(op.score),
         plain=op.score == S and not read,
     )
     return {gives: replace(c, **tuned.fields(f"backward {gives}", eqn, target)) for gives, c in ruled.items()}

@@ -5,17 +5,25 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
+import jax.numpy as jnp
+
+from tfc.backends.pallas_gpu.exponent import Exponent, exponent
 from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.pallas_gpu.weighing import Weighing, weighing
 from tfc.formula.expr import Apply, Expr, Load, walk
 from tfc.ir.ops import P
 
-__all__ = ["INTRICATE", "ROWS", "Config", "Plan"]
+__all__ = ["ROWS", "Config", "Plan", "intricate"]
 
 ROWS = 64
 """Query rows of a warpgroup: the height of one `wgmma`."""
 INTRICATE = frozenset(("tanh", "sigmoid", "log1p", "sin", "cos", "floordiv", "mod"))
 """Functions with many values under way at once, which want registers."""
+
+
+def intricate(formula: Expr) -> bool:
+    """Whether it has functions that have many values under way at once."""
+    return any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(formula))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +33,7 @@ class Config:
     consumers: 2 or 3. block_k: a multiple of 64, as P V takes its weights from registers 64 columns at a time.
     persistent: blocks take query tiles off lists, where the visited ranges are known when the call is traced.
     functions: how formulas' functions are computed (`forms.py`).
+    bounded: a bound of the scores, where there is one, stands for each row's largest.
     """
 
     consumers: int = 2
@@ -32,6 +41,7 @@ class Config:
     stages: int = 2
     persistent: bool = False
     functions: Functions = "accurate"
+    bounded: bool = True
 
     @property
     def block_q(self) -> int:
@@ -78,14 +88,22 @@ class Plan:
     def weighing(self) -> Weighing:
         return weighing(self.weigh)
 
+    @property
+    def exponent(self) -> Exponent:
+        """What a score is to its weight, computed of the product without the scale."""
+        return exponent(self.score, self.scale, self.config.functions, max(self.n, self.m))
+
+    @property
+    def base(self) -> float | None:
+        """What stands for each row's largest exponent, where scores are bounded: then no maximum is looked for and no
+        earlier sum shrinks. None where there is no bound, or f16 has no such weights."""
+        return self.exponent.base if self.config.bounded and self.dtype == jnp.bfloat16 else None
+
     def beside(self, masked: bool) -> bool:
         """Whether a thread's registers hold what a tile's weights are computed with beside the weights of the tile
         before, which the P V product in flight reads: not with a mask and functions that have many values under way at
         once or fields of 128 keys, nor with such functions and no softmax beside an output of more than 128 columns."""
-        score, weight = (
-            any(isinstance(node, Apply) and node.fn in INTRICATE for node in walk(f))
-            for f in (self.score, self.weighing.tile)
-        )
+        score, weight = intricate(self.score), intricate(self.weighing.tile)
         wide = self.config.block_k >= 128
         fields = wide and any(isinstance(node, Load) and node.side == "k" for node in self.nodes())
         return not (masked and (score or weight or fields)) and not (weight and self.values > 128)

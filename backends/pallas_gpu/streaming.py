@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tfc.backends.formula import LOG2E, Placed, Tile
+from tfc.backends.pallas_gpu.exponent import RAW
 from tfc.backends.pallas_gpu.forms import FORMS
 from tfc.backends.pallas_gpu.mma import mma, paired, product
 from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
@@ -37,6 +38,7 @@ __all__ = ["ROWS", "Config", "Memory", "Plan", "Range", "Rows", "Visits", "launc
 Array = jax.Array
 State = tuple[Array, Array, Array, Array]
 Stats = tuple[Array, ...]
+Followed = tuple[Any, Visits] | None
 Following = Callable[[], tuple[Any, Visits]] | None
 
 SHARED_MEMORY = 227 * 1024
@@ -71,7 +73,7 @@ def produce(plan: Plan, mem: Memory, only: Visits | None) -> None:
         plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
         return step + 1
 
-    def over_tile(visits: Visits, following: Following, step: Any) -> tuple[Any, Visits | None]:
+    def over_tile(visits: Visits, following: Following, step: Any) -> tuple[Any, Followed]:
         kv_head = lax.div(visits.head, plan.heads // plan.kv_heads)
 
         def over_range(_: Any, here: Range, step: Any) -> Any:
@@ -80,7 +82,7 @@ def produce(plan: Plan, mem: Memory, only: Visits | None) -> None:
             return lax.fori_loop(0, end - start, one, step)
 
         step = visits.loop(over_range, step)
-        return step, following()[1] if following else None
+        return step, following() if following else None
 
     steps = each(plan, mem, only, over_tile, jnp.int32(0))
 
@@ -142,61 +144,76 @@ class Rows:
     def seen(self, key_tile: Any) -> Array:
         """Which scores of the tile count: the mask leaves them, and their keys exist."""
         tile = self.tile(key_tile, self.plan.mask, {})
+        visible = tile.spread(tile.evaluate(self.plan.mask))
         if self.plan.m % self.plan.config.block_k:
-            exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys
+            exists = tile.spread(self.key_positions(key_tile)) < self.plan.m
         else:
             exists = tile.spread(Placed(self.visits.some, ()))
-        return jnp.logical_and(tile.spread(tile.evaluate(self.plan.mask)), exists)
+        return jnp.logical_and(visible, exists)
 
-    def scores(self, raw: Array, key_tile: Any) -> tuple[Array, float]:
-        """Scores and the factor that takes them to base 2; the scale joins the factor where the score is `s`."""
-        plan = self.plan
-        if plan.score == S and plan.scale > 0:
-            return raw, plan.scale * LOG2E
-        tile = self.tile(key_tile, plan.score, {S: Placed(raw * plan.scale, (0, 1))})
-        return tile.spread(tile.evaluate(plan.score)), LOG2E
+    def core(self, raw: Array, key_tile: Any) -> Array:
+        """What the exponents of weights are a multiple of, and a constant more."""
+        core = self.plan.exponent.core
+        tile = self.tile(key_tile, core, {RAW: Placed(raw, (0, 1))})
+        return tile.spread(tile.evaluate(core)).astype(jnp.float32)
 
     def softmax(self, raw: Array, key_tile: Any, masked: bool, top: Array, total: Array) -> State:
         """One step of the running softmax (arXiv:1805.02867), in base 2.
 
-        raw: float32 [64, block_k], q k^T without the scale. top, total: [64], the largest score so far and
-        the sum of 2^(score - top).   -> (shrink, top, total, p): `shrink` [64] is what earlier sums are to be
-        multiplied by, p [64, block_k] the tile's weights.
+        raw: float32 [64, block_k], q k^T without the scale. top, total: [64], the largest exponent so far, without
+        the constant term of all, and the sum of 2^(exponent - top).   -> (shrink, top, total, p): `shrink` [64] is
+        what earlier sums are to be multiplied by, p [64, block_k] the tile's weights.
         """
-        score, factor = self.scores(raw, key_tile)
+        core, factor = self.core(raw, key_tile), self.plan.exponent.factor
+        if factor <= 0:  # the largest core is no largest exponent, nor infinity's multiple infinite
+            core, factor = core * factor, 1.0
         if masked:
-            score = jnp.where(self.seen(key_tile), score, -jnp.inf)
-        raised = jnp.maximum(top, score.max(axis=1) * factor)
+            core = jnp.where(self.seen(key_tile), core, -jnp.inf)
+        raised = jnp.maximum(top, core.max(axis=1) * factor)
         # a row that has seen nothing has no largest score; any finite one gives it weights of zero
         base = jnp.where(raised == -jnp.inf, 0.0, raised)
-        p = jnp.exp2(score * factor - lax.broadcast_in_dim(base, score.shape, (0,)))
+        p = jnp.exp2(core * factor - lax.broadcast_in_dim(base, core.shape, (0,)))
         shrink = jnp.exp2(top - base)
         total = total * shrink + p.sum(axis=1)
         return shrink, raised, total, p
 
+    def bounded(self, raw: Array, key_tile: Any, masked: bool, base: float) -> Array:
+        """The tile's weights beside 2^base, where no score is far from it: 2^(exponent - base), float32."""
+        exponent = self.plan.exponent
+        above = self.core(raw, key_tile) * exponent.factor
+        p = jnp.exp2(above if exponent.shift == base else above + (exponent.shift - base))
+        return jnp.where(self.seen(key_tile), p, 0.0) if masked else p
+
     def weights(self, raw: Array, key_tile: Any, masked: bool, stats: Stats) -> tuple[Array, Array | None, Stats]:
         """The tile's weights [64, block_k], what earlier sums are multiplied by, where there is such a thing, and the
-        row's statistics with this tile: (top, total) of a softmax, else none."""
-        weighing = self.plan.weighing
-        if weighing.softmax:
+        row's statistics with this tile: (top, total) of a softmax, (total,) of one with a base, else none."""
+        weighing, base = self.plan.weighing, self.plan.base
+        if not weighing.softmax:
+            return self.weight(raw, key_tile, masked), None, ()
+        shrink = None
+        if base is None:
             shrink, top, total, p = self.softmax(raw, key_tile, masked, *stats)
-            if weighing.tile != ONE:
-                p = self.weight(raw, key_tile, masked, p)
-            return p, shrink, (top, total)
-        return self.weight(raw, key_tile, masked), None, ()
+            stats = top, total
+        else:
+            p = self.bounded(raw, key_tile, masked, base)
+            stats = (stats[0] + p.sum(axis=1),)
+        if weighing.tile != ONE:
+            p = self.weight(raw, key_tile, masked, p)
+        return p, shrink, stats
 
     def weight(self, raw: Array, key_tile: Any, masked: bool, p: Array | None = None) -> Array:
         """The formula that weights are, or that a softmax's weights p are multiplied by: float32 [64, block_k]."""
-        weighing, (score, factor) = self.plan.weighing, self.scores(raw, key_tile)
-        natural = score if factor == LOG2E else score * (factor / LOG2E)
+        plan, weighing, scaled = self.plan, self.plan.weighing, raw * self.plan.scale
+        tile = self.tile(key_tile, plan.score, {S: Placed(scaled, (0, 1))})
+        natural = scaled if plan.score == S else tile.spread(tile.evaluate(plan.score))
         early = masked and weighing.silent_at_zero
         if early:
             natural = jnp.where(self.seen(key_tile), natural, 0.0)
         given: dict[Expr, Placed] = {S: Placed(natural, (0, 1))}
         if self.lse is not None:
             given[LSE] = Placed(jnp.where(self.lse == -jnp.inf, 0.0, self.lse), (0,))
-            base = lax.broadcast_in_dim(self.lse * LOG2E, score.shape, (0,))
-            given[P] = Placed(jnp.exp2(score * factor - base), (0, 1))
+            base = lax.broadcast_in_dim(self.lse * LOG2E - plan.exponent.shift, raw.shape, (0,))
+            given[P] = Placed(jnp.exp2(self.core(raw, key_tile) * plan.exponent.factor - base), (0, 1))
         tile = self.tile(key_tile, weighing.tile, given)
         weight = tile.spread(tile.evaluate(weighing.tile)).astype(jnp.float32)
         weight = weight if p is None else p * weight
@@ -207,7 +224,8 @@ class Rows:
         row, forms = self.plan.weighing.row, FORMS[self.plan.config.functions]
         if not stats:
             return out * Tile((ROWS, ROWS), {}, forms).evaluate(row).value, None
-        top, total = stats
+        total, exponent = stats[-1], self.plan.exponent
+        top: Any = self.plan.base if len(stats) == 1 else stats[0] + exponent.shift
         lse = top * (1 / LOG2E) + jnp.log(total)
         known = {**self.leaves, LSE: Placed(jnp.where(total == 0, 0.0, lse), (0,))}
         share = Tile((ROWS, ROWS), known, forms).evaluate(row)
@@ -240,10 +258,10 @@ def attend(
     visits: Visits,
     following: Following,
     step: Any,
-) -> tuple[Any, Visits | None]:
+) -> tuple[Any, Followed]:
     """64 query rows of a query tile, from Q to the finished output and log-sum-exp.
 
-    step: how many key tiles this warpgroup has visited before   -> and after, and the tile that follows
+    step: how many key tiles this warpgroup has visited before   -> and after, and what `following` gave
     """
     config = plan.config
     q_tile = mem.q_tile.at[wg]
@@ -278,7 +296,7 @@ def attend(
             between=v_ready,
             issued=pass_turn,
             during=weigh,
-            state=(stats[0] if stats else None, stats, weights.astype(jnp.float32)),
+            state=(stats[0] if len(stats) == 2 else None, stats, weights.astype(jnp.float32)),
             staging=staging,
             beside=plan.beside(masked),
         )
@@ -289,11 +307,10 @@ def attend(
 
     def over_range(turn: Any, here: Range, carry: Any) -> Any:
         start, end, full = here
-        masked = jnp.logical_or(full == 0, jnp.logical_not(visits.some))
         last = jnp.where(turn == 0, end - 2, end - 1)  # the very last tile is visited before this loop
         count = last + 1 - start
-        carry = lax.fori_loop(0, jnp.where(masked, 0, count), partial(visit, last=last, masked=False), carry)
-        return lax.fori_loop(0, jnp.where(masked, count, 0), partial(visit, last=last, masked=True), carry)
+        carry = lax.fori_loop(0, jnp.where(full, count, 0), partial(visit, last=last, masked=False), carry)
+        return lax.fori_loop(0, jnp.where(full, 0, count), partial(visit, last=last, masked=True), carry)
 
     mine = rows_of(*visits.at[:3])
     if following is None:
@@ -310,13 +327,13 @@ def attend(
     take_turn()
     raw = product(q_tile, mem.k_ring.at[begin].T, issued=pass_turn, watched=plan.interpret)
     plgpu.barrier_arrive(mem.k_free.at[begin])
-    p, _, stats = rows.weights(raw, visits.first[1] - 1, True, nothing_yet(plan))
+    p, _, stats = rows.weights(raw, visits.begin, True, nothing_yet(plan))
     out = plgpu.layout_cast(jnp.zeros((ROWS, plan.values), jnp.float32), plgpu.Layout.WGMMA)
     step, out, stats, weights = visits.loop(over_range, (step + 1, out, stats, p.astype(plan.dtype)))
-    upcoming = None
+    followed: Followed = None
     mine = rows_of(*visits.where())
     if following is not None:
-        more, upcoming = following()
+        more, upcoming = followed = following()
         plgpu.commit_smem()  # all of the warpgroup have read Q
         pl.when(more)(partial(fetch, upcoming))
     slot = lax.rem(step - 1, config.stages)
@@ -324,7 +341,7 @@ def attend(
     out = mma(out, weights, mem.v_ring.at[slot], staging)
     plgpu.barrier_arrive(mem.v_free.at[slot])
     finish(plan, mem, wg, mine, *rows.results(out, stats))
-    return step, upcoming
+    return step, followed
 
 
 def nothing_yet(plan: Plan) -> Stats:
@@ -332,7 +349,8 @@ def nothing_yet(plan: Plan) -> Stats:
     if not plan.weighing.softmax:
         return ()
     top = plgpu.layout_cast(jnp.full((ROWS,), -jnp.inf, jnp.float32), ROW)
-    return top, jnp.zeros_like(top)
+    total = jnp.zeros_like(top)
+    return (top, total) if plan.base is None else (total,)
 
 
 def finish(plan: Plan, mem: Memory, wg: Any, mine: Any, out: Array, lse: Array | None) -> None:
@@ -354,18 +372,18 @@ def finish(plan: Plan, mem: Memory, wg: Any, mine: Any, out: Array, lse: Array |
 def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     """The kernel: each warpgroup takes its part, and the registers it needs."""
     softmax = plan.weighing.softmax
-    q, k, v, turns, triples, *captured = refs
+    q, k, v, turns, ranges, *captured = refs
     lse = captured.pop() if softmax else None
     out = captured.pop()
     row_lse = captured.pop() if plan.weighing.reads_lse else None
     row = captured.pop() if plan.stacked else None
     if "q_or_out" in scratch:
         scratch["q_tile"], scratch["out_tile"] = scratch.pop("q_or_out")
-    arrays = dict(q=q, k=k, v=v, turns=turns, triples=triples, captured=tuple(captured), row=row, out=out, lse=lse)
+    arrays = dict(q=q, k=k, v=v, turns=turns, ranges=ranges, captured=tuple(captured), row=row, out=out, lse=lse)
     mem = Memory(**arrays, row_lse=row_lse, **scratch)
     # read before the warpgroups part, it is read once; but beside an output of more than 128 columns ptxas, which keeps
     # a part of it in the same registers on both sides, spills
-    only = Visits(plan, mem, here(mem)) if not plan.blocks and plan.values <= 128 else None
+    only = Visits(mem, here(mem)) if not plan.blocks and plan.values <= 128 else None
     wg, consumers = lax.axis_index("wg"), plan.config.consumers
 
     @pl.when(wg < consumers)
@@ -416,16 +434,16 @@ def shared(plan: Plan) -> dict[str, Any]:
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, ...]]:
-    """The kernel as a function of (q, k, v, turns, triples, *captured) that gives (out, lse); (out,) where weights are
+    """The kernel as a function of (q, k, v, turns, ranges, *captured) that gives (out, lse); (out,) where weights are
     pointwise. The last of `captured` are, as far as the plan has them: int32 [1], the row of stacks that k and v are;
     float32 [B, H, N'], each row's log-sum-exp.
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
     rows; lse and N' reach to the end of the last query tile (a copy along one axis is not clipped).
 
-    triples: int32 [Br, Hr, Tq, R, 3], (start, end, full) in key tiles, sorted, disjoint; Br is 1 or B, Hr 1 or H.
-    turns: as `schedule` makes them, `grid` where blocks have one tile each, else `lists`. captured: fields [B, T] or
-    [T] that reach to the end of the last tile, tables [H]; booleans as int32.
+    turns, ranges: as `schedule.packed` gives them, Br 1 or B, Hr 1 or H; where blocks take query tiles off lists, turns
+    are `schedule.lists`. captured: fields [B, T] or [T] that reach to the end of the last tile, tables [H]; booleans as
+    int32.
     """
     if plan.shared_bytes > SHARED_MEMORY:
         raise ValueError(f"{plan.config} takes {plan.shared_bytes} bytes of shared memory, a block has {SHARED_MEMORY}")

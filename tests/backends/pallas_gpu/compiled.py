@@ -1,7 +1,7 @@
 """Named cases turned into ptxas' reports, with no GPU: run as a program, one `== case` line before each.
 
 A name is words: masks, scores and weighs by name, `d128` or `d192/128`, and options of the kernel: `persistent`,
-`grid`, `balanced`, `hardware`, `k64` keys a tile, `s3` stages, `c3` consumers.
+`grid`, `running` maxima, `balanced`, `hardware`, `k64` keys a tile, `s3` stages, `c3` consumers.
 """
 
 import re
@@ -47,6 +47,7 @@ PARTS: dict[str, Part] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "persistent": dict(persistent=True),
     "grid": dict(persistent=False),
+    "running": dict(bounded=False),
     "balanced": dict(functions="balanced"),
     "hardware": dict(functions="hardware"),
 }

@@ -377,10 +377,10 @@ def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> 
     reset_interpreter()
     kernel = attention.call(plan(case), (mutated(edits) if edits else streaming).launch)
     operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
-    turns = schedule.grid(counts, triples)
+    turns, packed = schedule.packed(counts, triples)
     if case.blocks:
-        turns = schedule.lists(counts, triples, batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
-    out, lse = kernel(*operands, jnp.asarray(turns), jnp.asarray(triples), *map(jnp.asarray, captured))
+        turns = schedule.lists(turns, packed, batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
+    out, lse = kernel(*operands, jnp.asarray(turns), jnp.asarray(packed), *map(jnp.asarray, captured))
     visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
     return compared(case, out, lse, score, mask, v, captured, visited)
 

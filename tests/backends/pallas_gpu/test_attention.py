@@ -72,12 +72,20 @@ def test_forms_of_functions(worker: Worker, functions: str) -> None:
     assert not found["wrong"], found
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scores_that_are_bounded(worker: Worker, dtype: str) -> None:
+    """In bf16 a softcap's bound stands for the running maximum; f16 has no weights so small."""
+    found = worker.call("interpreted:judge", dict(formula="softcap", n=70, m=150, h=1, large=8.0, dtype=dtype))
+    assert not found["wrong"], found
+
+
 PERSISTENT: dict[str, dict[str, Any]] = {
     "tiles of one head": dict(formula="causal", h=1, n=300, m=300, blocks=2),
     "one block": dict(formula="causal", h=2, n=140, m=140, d=32, blocks=1),
     "rows that see nothing": dict(formula="nothing", b=2, h=1, n=60, m=70, blocks=1),
     "a batch row each": dict(formula="documents", b=2, h=2, g=2, n=150, m=150, blocks=3),
     "weights without a softmax": dict(formula="relu2", h=2, n=150, m=150, blocks=2),
+    "bounded scores": dict(formula="softcap", h=2, n=150, m=200, blocks=2),
     "three consumers": dict(formula="causal", h=2, n=200, m=200, consumers=3, stages=3, blocks=2),
     "values of another size": dict(formula="causal", h=2, n=140, m=140, d=32, dv=64, blocks=2),
 }

@@ -25,8 +25,14 @@ CASES += [f"causal {word} d{d}" for d in (64, 128) for word in ("hstu", "relu2",
 CASES += [f"{mask} grid d{d}" for d in (64, 128) for mask in ("full", "causal", "causal softcap", "causal alibi")]
 CASES += [
     "causal persistent k64 s3 d192/128",
-    "causal softcap balanced grid d128",
-    "causal softcap hardware d128",
+    "causal softcap running persistent d128",
+    "causal softcap balanced d128",
+    "causal softcap hardware persistent d128",
+    "causal softcap hardware d256",
+    "causal softcap d64/128",
+    "documents softcap d128",
+    "full softcap d64",
+    "full softcap d128",
     "causal hstu hardware d64",
 ]
 

@@ -28,8 +28,8 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         CAUSAL,
     ),
     "the maximum of the last tile only": (
-        "raised = jnp.maximum(top, score.max(axis=1) * factor)",
-        "raised = score.max(axis=1) * factor",
+        "raised = jnp.maximum(top, core.max(axis=1) * factor)",
+        "raised = core.max(axis=1) * factor",
         dict(formula="full", n=60, m=300, large=60.0),  # a larger score left behind grows beyond float32
     ),
     "query heads dealt round the kv heads": (
@@ -38,13 +38,13 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         CAUSAL,
     ),
     "a partial tile taken for full": (
-        "masked = jnp.logical_or(full == 0, jnp.logical_not(visits.some))",
-        "masked = jnp.logical_not(visits.some)",
+        "carry = lax.fori_loop(0, jnp.where(full, count, 0), partial(visit, last=last, masked=False), carry)",
+        "carry = lax.fori_loop(0, jnp.where(full, count, count), partial(visit, last=last, masked=False), carry)",
         CAUSAL,
     ),
     "keys beyond the last one": (
-        "exists = tile.spread(self.key_positions(key_tile)) < self.visits.keys",
-        "exists = tile.spread(self.key_positions(key_tile)) <= self.visits.keys",
+        "exists = tile.spread(self.key_positions(key_tile)) < self.plan.m",
+        "exists = tile.spread(self.key_positions(key_tile)) <= self.plan.m",
         dict(formula="full", n=60, m=70),
     ),
     "infinity less infinity": (
@@ -52,8 +52,26 @@ FAULTS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         "base = raised",
         dict(formula="causal", n=100, m=60),
     ),
-    "natural for binary logarithms": ("return raw, plan.scale * LOG2E", "return raw, plan.scale", CAUSAL),
-    "the scale dropped": ("return raw, plan.scale * LOG2E", "return raw, LOG2E", CAUSAL),
+    "natural for binary logarithms": (
+        "core, factor = self.core(raw, key_tile), self.plan.exponent.factor",
+        "core, factor = self.core(raw, key_tile), self.plan.exponent.factor / LOG2E",
+        CAUSAL,
+    ),
+    "the scale dropped": (
+        "core, factor = self.core(raw, key_tile), self.plan.exponent.factor",
+        "core, factor = self.core(raw, key_tile), LOG2E",
+        CAUSAL,
+    ),
+    "a bound that is no bound": (
+        "top: Any = self.plan.base if len(stats) == 1 else stats[0] + exponent.shift",
+        "top: Any = 0.0 if len(stats) == 1 else stats[0] + exponent.shift",
+        dict(formula="softcap", n=60, m=70),
+    ),
+    "bounded scores of keys that are not seen": (
+        "return jnp.where(self.seen(key_tile), p, 0.0) if masked else p",
+        "return p",
+        dict(formula="softcap", n=60, m=150),
+    ),
     "a range's last tile twice": (
         "last = jnp.where(turn == 0, end - 2, end - 1)  # the very last tile is visited before this loop",
         "last = end - 1",
