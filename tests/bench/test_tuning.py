@@ -191,6 +191,23 @@ def test_a_wrong_candidate_is_told_from_a_right_one(monkeypatch: pytest.MonkeyPa
         device(bad)
 
 
+def test_a_device_that_fails_ends_the_run(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it failed at is kept as such; the next run goes on behind it."""
+    work = tuning.tasks([(EQN, None)], H200, ["forward"])
+    device = tuning.Device(H200)
+
+    def fails(task: Task) -> float:
+        monkeypatch.setattr(jnp, "ones", lambda n: 1 / 0)
+        raise RuntimeError("illegal address")
+
+    monkeypatch.setattr(device, "measured", lambda task: fails(task) if task == work[1] else 5.0)
+    with pytest.raises(tuning.DeviceLost, match="illegal address"):
+        tuning.tune(work, device, table, silent)
+    assert [("error" in line, "us" in line) for line in tuned.lines(table)] == [(False, True), (True, False)]
+    tuning.tune(work, times, table, silent)
+    assert len(list(tuned.lines(table))) == len(work)
+
+
 def test_operands_leave_every_pair_of_formulas_like_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "ROTATED", 1.0)
     q, k, v, at = tuning._sets(False, DECODE[0].eqn(), H200, None)[0]

@@ -22,12 +22,16 @@ from tfc.bench.timing import JaxRunner
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["Device", "Task", "Timer", "ship", "tasks", "tune"]
+__all__ = ["Device", "DeviceLost", "Task", "Timer", "ship", "tasks", "tune"]
 
 Operands = tuple[jax.Array, ...]
 
 WRONG = 2e-2
 """A candidate whose result is further from that of the configuration in use is none: both round to bf16."""
+
+
+class DeviceLost(Exception):
+    """A configuration after which the device computes nothing any more: this process can measure nothing more."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ def _key(line: Fields) -> str:
 
 
 def tune(work: Sequence[Task], timer: Timer, file: Path, step: Callable[[Task, str], None]) -> None:
-    """Times what the file does not have yet and appends a line for each. step: is told what came of each task."""
+    """Times what the file does not have yet and appends a line for each. step: is told what came of each task.
+
+    Raises DeviceLost once a configuration has ended the device's work; its line says so, and later runs pass over it.
+    """
     known = {_key(line): line for line in tuned.lines(file, tuned.versions())} if file.exists() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
@@ -90,19 +97,23 @@ def tune(work: Sequence[Task], timer: Timer, file: Path, step: Callable[[Task, s
         for task in work:
             line = known.get(_key(task.line))
             if line is None:
-                line = task.line | _measured(task, timer)
+                found, lost = _measured(task, timer)
+                line = task.line | found
                 out.write(json.dumps(line, sort_keys=True) + "\n")
                 out.flush()
+                if lost is not None:
+                    raise lost
             step(task, f"{line['us']:.1f} us" if "us" in line else line["error"])
     tuned.forget()
 
 
-def _measured(task: Task, timer: Timer) -> dict[str, Any]:
+def _measured(task: Task, timer: Timer) -> tuple[dict[str, Any], DeviceLost | None]:
     try:
-        return {"us": timer(task)}
+        return {"us": timer(task)}, None
     except Exception as error:  # a configuration that the compiler refuses is a result like others
         said = str(error).splitlines()
-        return {"error": f"{type(error).__name__}: {said[0] if said else ''}"[:300]}
+        found = {"error": f"{type(error).__name__}: {said[0] if said else ''}"[:300]}
+        return found, error if isinstance(error, DeviceLost) else None
 
 
 def ship(file: Path, device: str) -> int:
@@ -130,6 +141,16 @@ class Device:
         self.kept: tuple[tuple[str, Eqn], list[Operands], Any] | None = None
 
     def __call__(self, task: Task) -> float:
+        try:
+            return self.measured(task)
+        except Exception as error:
+            try:
+                jax.block_until_ready(jnp.ones(8) + 1)
+            except Exception:
+                raise DeviceLost(str(error)) from error
+            raise
+
+    def measured(self, task: Task) -> float:
         sets, known = self.given(task)
         runner = JaxRunner(self.function(task.kernel, task.eqn, task.config), sets)
         far = _apart(known, runner.one(sets)[0])

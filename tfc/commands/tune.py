@@ -57,6 +57,9 @@ def tune(
         except KeyboardInterrupt:
             click.echo(f"interrupted: what was measured is in {file}; the same command goes on from there", err=True)
             return 1
+        except tuning.DeviceLost as error:
+            click.echo(f"the device has failed ({error}); the same command goes on behind that configuration", err=True)
+            return 1
         _summary(work, file)
     if ship:
         changed = tuning.ship(tuned.user_file(), here.name)
