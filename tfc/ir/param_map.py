@@ -192,12 +192,12 @@ def sources(expr: Expr) -> frozenset[str]:
 
 def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
     """The expression with each parameter that `values` has replaced by its expression there."""
+    if isinstance(expr, Source):
+        return values.get(expr.path, expr)
+    if isinstance(expr, Turn):  # a deep model has a thousand
+        now = substitute(expr.of, values)
+        return expr if now is expr.of else Turn(now, expr.index, expr.axis)
     match expr:
-        case Source(path):
-            return values.get(path, expr)
-        case Turn(of, index, axis):  # second: a deep model has a thousand
-            now = substitute(of, values)
-            return expr if now is of else Turn(now, index, axis)
         case Concat(inner, axis):
             return Concat(tuple(substitute(p, values) for p in inner), axis)
         case Call(_, inner, _, _, _):

@@ -70,7 +70,7 @@ def failing_guards(map: ParamMap, tree: Tree) -> tuple[NonZero, ...]:
     trace."""
     arrays = [tree[g.path] for g in map.guards]
     if _on_host(arrays):
-        holds = [bool(np.all(np.asarray(x) != 0)) for x in arrays]
+        holds = [np.count_nonzero(np.asarray(x)) == x.size for x in arrays]
     else:  # what devices find out is asked for once, when they all have been told to
         holds = jax.device_get([jnp.all(x != 0) for x in arrays])
     return tuple([g for g, held in zip(map.guards, holds, strict=True) if not held])
@@ -103,7 +103,7 @@ def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None
         case Concat(parts, axis):
             return jnp.concatenate([value(p) for p in parts], axis)
         case Stack(parts, axis):
-            return _stacked([value(p) for p in parts], axis)
+            return _stacked([tree[p.path] if isinstance(p, Source) else value(p) for p in parts], axis)
         case Turn(of, index, axis):
             return jax.lax.index_in_dim(value(of), index, axis, keepdims=False)
         case Part(of, start, size, axis):
@@ -145,7 +145,8 @@ def _stacked(parts: Sequence[Array], axis: int) -> Array:
 
 def _on_host(arrays: Sequence[Array]) -> bool:
     """Whether they all lie in the host's memory: numpy's, and those of one CPU device."""
-    if any(isinstance(x, Tracer) or not isinstance(x, np.ndarray | jax.Array) for x in arrays):
+    kinds = set(map(type, arrays))
+    if not all(issubclass(kind, np.ndarray | jax.Array) and not issubclass(kind, Tracer) for kind in kinds):
         return False
     shardings = {x.sharding for x in arrays if not isinstance(x, np.ndarray)}
     devices = [[d.platform for d in sharding.device_set] for sharding in shardings]

@@ -22,15 +22,27 @@ Array = jax.Array
 def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
     """Every parameter by path. Each draws from a key of its own, made of `key` and its path: adding a parameter
     to a spec leaves the others as they were. Those that start alike are drawn by one compiled function."""
-    return {p.path: _started(p, key) for p in stored}
+    stored = tuple(stored)
+    makers: dict[object, Callable[[Stored], Array]] = {}  # of equal layers, which share types and starts
+    made = {}
+    for p in stored:
+        alike = id(p.type), id(p.init), p.repeats
+        maker = makers.get(alike)
+        if maker is None:
+            maker = makers[alike] = _maker(p, key)
+        made[p.path] = maker(p)
+    return made
 
 
-def _started(param: Stored, key: Array) -> Array:
+def _maker(param: Stored, key: Array) -> Callable[[Stored], Array]:
+    """What makes a parameter like this one."""
     if param.init.kind == "table":
-        return start(param, key)
+        return lambda p: start(p, key)
     if param.init.kind in ("zeros", "ones", "constant"):
-        return _filling(param.type.ints, DTYPES[param.type.dtype], param.init)()
-    return _drawing(param.type, param.init, param.repeats)(key, np.uint32(zlib.crc32(param.path.encode())))
+        filling = _filling(param.type.ints, DTYPES[param.type.dtype], param.init)
+        return lambda p: filling()
+    drawing = _drawing(param.type, param.init, param.repeats)
+    return lambda p: drawing(key, np.uint32(zlib.crc32(p.path.encode())))
 
 
 @lru_cache(maxsize=1024)
