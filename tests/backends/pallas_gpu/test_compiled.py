@@ -22,9 +22,10 @@ CASES += [
 ]
 CASES += [f"causal {word} d{d}" for d in (64, 128, 256) for word in ("softcap", "alibi", "documents", "sink")]
 CASES += [f"causal {word} d{d}" for d in (64, 128) for word in ("hstu", "relu2", "clipped")]
-CASES += [f"{mask} grid d{d}" for d in (64, 128) for mask in ("full", "causal", "causal softcap", "causal alibi")]
+CASES += [f"{mask} grid d{d}" for d in (64, 128) for mask in ("full", "causal", "causal alibi")]
 CASES += [
     "causal persistent k64 s3 d192/128",
+    "causal softcap grid d64",
     "causal softcap running persistent d128",
     "causal softcap balanced d128",
     "causal softcap hardware persistent d128",
