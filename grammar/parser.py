@@ -247,8 +247,8 @@ def _run(scanned: Scan, start: int, end: int, rule: str) -> tuple[Any, list[Diag
         tokens = scanned.tokens
         if (start, end) != (0, len(source.text)):
             tokens = tokens[bisect_left(tokens, start, key=_START) : bisect_left(tokens, end, key=_START)]
-        if (tree := driver.run(tokens, rule)) is not None:
-            return tree, _BUILDER.faults, None
+        if (made := driver.run(tokens, rule)) is not None:
+            return made, _BUILDER.faults, None
         text = source.text if (start, end) == (0, len(source.text)) else " " * start + source.text[start:end]
         _BUILDER.begin(source)
         try:

@@ -32,8 +32,8 @@ class Word(str):
 
 @record(frozen=True, slots=True, eq=False)
 class Reduction:
-    """The end of a rule: `size` values are taken, and `make` makes one of them, of the nonterminal `name`. None where
-    it would be the only value itself."""
+    """The end of a rule: `make` makes a value of the nonterminal `name` of the last `size` ones. It is None where that
+    would be the only one itself."""
 
     size: int
     name: str
@@ -83,7 +83,7 @@ class Driver:
             kind = END if word is None else word.type
             while True:
                 action = rows[states[-1]].get(kind)
-                if type(action) is int:
+                if isinstance(action, int):
                     states.append(action)
                     values.append(word)
                     break

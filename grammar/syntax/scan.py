@@ -1,7 +1,8 @@
 """A text -> its tokens and comments in one pass, and the faults that need no grammar: characters, numbers, brackets.
 
-The parser has its own lexer (Lark's). This one never stops at a fault, so that every one is found in a single run;
-it also tells the parser where items begin, which is where parsing resumes after a syntax error.
+A text without a fault is parsed from these tokens; Lark's own lexer reads those with one again. This one never stops at
+a fault, so that every one is found in a single run; it also tells the parser where items begin, which is where parsing
+resumes after a syntax error.
 """
 
 import re

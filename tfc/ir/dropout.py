@@ -72,7 +72,7 @@ def check_dropped(what: str, given: "list[TensorType] | tuple[TensorType, ...]")
 def drops(program: Program) -> bool:
     """Whether the program, or a body of it, has a dropout."""
     ops = {id(e.op): e.op for e in program.eqns}.values()  # equal layers have the same ones
-    bodies = [op.body for op in ops if hasattr(op, "body")]
+    bodies: list[Program] = [body for op in ops if (body := getattr(op, "body", None)) is not None]
     return any(isinstance(op, Dropout) for op in ops) or any(map(drops, bodies))
 
 

@@ -84,8 +84,8 @@ Made = tuple[list[TensorType], list[TensorType]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What has been checked, by identity: operations, parameters (and what equal ones say, but for their paths); and, by
-    the lengths known then, types and what operations make of them.
+    """What has been checked, by identity: operations, parameters, and what several of these say; and, by the lengths
+    known then, types and what operations make of them.
 
     Most of a program stays as it is from pass to pass, and equal layers have the same operations and types.
     """
@@ -123,9 +123,8 @@ class Lengths:
     def of(program: Program, known: Known) -> "Lengths":
         sizes = [n for i in program.inputs for n in i.value.type.shape]
         names = frozenset(name for n in sizes if isinstance(n, Dim) for name in n.names)
-        return Lengths(
-            names, known.parts, known.kinds, known.made.setdefault(names, {}), known.types.setdefault(names, {})
-        )
+        made, types = known.made.setdefault(names, {}), known.types.setdefault(names, {})
+        return Lengths(names, known.parts, known.kinds, made, types)
 
     def check(self, value: Value) -> None:
         if id(value.type) in self.types:

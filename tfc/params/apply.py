@@ -148,6 +148,5 @@ def _on_host(arrays: Sequence[Array]) -> bool:
     kinds = set(map(type, arrays))
     if not all(issubclass(kind, np.ndarray | jax.Array) and not issubclass(kind, Tracer) for kind in kinds):
         return False
-    shardings = {x.sharding for x in arrays if not isinstance(x, np.ndarray)}
-    devices = [[d.platform for d in sharding.device_set] for sharding in shardings]
-    return all(platforms == ["cpu"] for platforms in devices)
+    shardings: set[Any] = {x.sharding for x in arrays if not isinstance(x, np.ndarray)}
+    return all(s.num_devices == 1 and next(iter(s.device_set)).platform == "cpu" for s in shardings)
