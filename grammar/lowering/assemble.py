@@ -131,10 +131,12 @@ class Builder:
         self._drop_products({*ends, *(v for _, v in reports)})
         inputs = (*self.inputs, *(Input(v) for _, v in self.captured.values()))
         order = [i.value for i in inputs] + [p.value for p in self.params] + [o for e in self.eqns for o in e.outs]
-        hints = self.hints
-        for value, final in zip(order, _names([hints[v.name] for v in order]), strict=True):
+        hints = [self.hints[v.name] for v in order]
+        names = _names(hints)
+        for value, name_now in zip(order, names, strict=True):
             # this builder's own, which nobody looks up by its number any more: new ones would mean new equations
-            object.__setattr__(value, "name", final)
+            object.__setattr__(value, "name", name_now)
+        self.hints = dict(zip(names, hints, strict=True))  # editors ask for the hint of a finished value
         self.closed = True
         return Program(
             name=name,
