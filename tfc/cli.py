@@ -288,7 +288,6 @@ def run(
 )
 @click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention`; each in turn if left out.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
-@click.option("--jobs", default=4, type=click.IntRange(min=1), help="Cases of `attention` compiled at once, untimed.")
 @click.option("--folder", default="benchmarks", metavar="DIR", help="Where results are kept.")
 @click.option("--no-save", is_flag=True, help="Print only.")
 @click.option("--render", is_flag=True, help="Measure nothing; rewrite the tables of the READMEs from the results.")
@@ -298,7 +297,6 @@ def bench(
     only: str,
     direction: str | None,
     samples: int,
-    jobs: int,
     folder: str,
     no_save: bool,
     render: bool,
@@ -321,7 +319,7 @@ def bench(
         return command.render(Path(folder))
     peers = command.SUITES.get(suite or "", "") if against is None else against
     named = [p for p in peers.split(",") if p]
-    return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction, jobs)
+    return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
 
 
 @cli.command(short_help="Measure block sizes of kernels and keep them.")

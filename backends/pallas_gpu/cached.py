@@ -324,7 +324,7 @@ def finish(plan: Plan, mem: Memory, here: Part, out: Array, top: Array, total: A
     """Divides by the sums and stores the rows that are used, through shared memory."""
     share = jnp.where(total == 0, 0.0, 1 / total)
     mem.out_tile[...] = (out * lax.broadcast_in_dim(share, out.shape, (0,))).astype(mem.out_tile.dtype)
-    mem.lse_tile[...] = top * (1 / LOG2E) + jnp.log(total)
+    mem.lse_tile[...] = (top + plan.exponent.shift) * (1 / LOG2E) + jnp.log(total)
     plgpu.commit_smem()
     mine = (here.batch, here.kv_head, here.part)
     plgpu.copy_smem_to_gmem(mem.out_tile.at[pl.ds(0, plan.rows)], mem.out.at[mine])

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
-from time import sleep
 from typing import Any
 from xml.etree import ElementTree
 
@@ -187,7 +185,7 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "CALLS", 1)
     monkeypatch.setitem(attention.PEERS, "jax", Peer("jax", _jax, ("jax",)))
     cpu = Target(name="cpu", platform="cpu", matmul_flops=1e9, bandwidth=1e12)
-    forward, both = attention.run(XLA, cpu, ["jax"], samples=1, jobs=2)
+    forward, both = attention.run(XLA, cpu, ["jax"], samples=1)
     assert (forward.direction, both.direction) == ("forward", "both")
     for outcome in (forward, both):
         (row,) = outcome.rows
@@ -196,28 +194,6 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.rows[0].floor_ms == pytest.approx(3.5 * forward.rows[0].floor_ms)
     (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], samples=1, directions=["both"])
     assert not outcome.rows and outcome.refusals == {"xla": "has no gradient of its own"}
-
-
-def test_nothing_is_timed_while_something_is_prepared() -> None:
-    """In order, so many at once, and all of those before the first is handed out."""
-    at_once, most, lock = 0, 0, Lock()
-
-    def prepare(x: int) -> int:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        sleep(0.02)
-        with lock:
-            at_once -= 1
-        return x * x
-
-    for jobs in (1, 3):
-        most = 0
-        for x, square in attention.together(prepare, range(7), jobs):
-            assert at_once == 0 and square == x * x
-        assert most == jobs
-    assert [x for x, _ in attention.together(prepare, range(7), 3)] == list(range(7))
 
 
 def test_cases_are_chosen_by_one_text_or_several() -> None:

@@ -189,7 +189,7 @@ def listed(layers: int) -> str:
 
 
 LIMIT = {"lines": 1.45, "list": 1.35}
-"""Most that 128 layers may cost, by what four cost; measured 1.25 to 1.4 and 1.2 to 1.3 on a machine with other work."""
+"""Most that 128 layers may cost, by what four cost; measured 1.25 to 1.4 and 1.2 to 1.3 beside other work."""
 
 TIMED = """
 import sys, time

@@ -1,14 +1,11 @@
 """Runs the suite `attention`: every case checked against float64, then timed beside its peers in one run."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import batched, product
+from itertools import product
 from statistics import median
-from threading import Lock
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +45,6 @@ GRADIENTS = 1.5e-2
 
 WRONG = 5e-2
 """From where on a peer's result is another function's and not that of bf16: such a peer is not timed."""
-
-ALONE = Lock()
-"""Held by what prepares a torch peer: its compiler and its choice of kernels are a process's, not a thread's."""
 
 OWN = "own"
 """The name among peers of our own kernel on the case that another is measured beside."""
@@ -263,9 +257,8 @@ def _prepare(
             elsewhere |= {peer.name for peer in peers}
     for peer in peers:
         try:
-            with ALONE if "torch" in peer.packages else nullcontext():
-                runner, result = peer.prepare(other, sets, direction)
-                theirs = result()
+            runner, result = peer.prepare(other, sets, direction)
+            theirs = result()
             apart_ = distance(other, theirs[0], sets[0]) if direction == "forward" else apart(made, theirs)
             if not apart_ <= WRONG:
                 raise PeerRefusal(f"what it gives is {apart_:.1e} from what is right")
@@ -281,17 +274,6 @@ def _prepare(
         if not errors.get(name, 0.0) <= max(limit, 4e-3):
             raise BenchError(f"{case.name}: {kernel.name} is {errors[name]:.2e} from float64, peers {errors}")
     return Served(runners, errors, refusals, frozenset(elsewhere))
-
-
-def together[X, Y](prepare: Callable[[X], Y], todo: Iterable[X], jobs: int) -> Iterator[tuple[X, Y]]:
-    """Each of `todo` with what `prepare` makes of it, in order; `jobs` are prepared at once, and all of them before the
-    first is handed out, so that compilers use several cores and none of them runs while something is timed."""
-    if jobs == 1:
-        yield from ((x, prepare(x)) for x in todo)
-        return
-    with ThreadPoolExecutor(jobs) as pool:
-        for some in batched(todo, jobs):
-            yield from zip(some, list(pool.map(prepare, some)), strict=True)
 
 
 def matrix_rate(samples: int = 5) -> float:
@@ -313,10 +295,9 @@ def run(
     only: str = "",
     samples: int = 15,
     directions: Sequence[Direction] = DIRECTIONS,
-    jobs: int = 1,
 ) -> Iterator[Outcome]:
-    """Every case of the suite whose name has one of the texts of `only`, one after another, in each direction; compiled
-    and checked `jobs` at a time, while nothing is timed. Raises BenchError on a wrong result."""
+    """Every case of the suite whose name has one of the texts of `only`, one after another, in each direction. Raises
+    BenchError on a wrong result."""
     peers = [PEERS[name] for name in against]
     device = jax.devices()[0].device_kind
     versions = {"jax": jax.__version__}
@@ -343,11 +324,8 @@ def run(
                 quality={} if other is None else _tiles_of(case, other),
             )  # fmt: skip
 
-    def prepare(asked: tuple[AttentionCase, Direction]) -> Served:
-        return _prepare(*asked, kernel, target, peers)
-
-    asked = product([c for c in ATTENTION if among(c.name, only)], directions)
-    for (case, direction), found in together(prepare, asked, jobs):
+    for case, direction in product([c for c in ATTENTION if among(c.name, only)], directions):
+        found = _prepare(case, direction, kernel, target, peers)
         for peer in peers:
             if peer.name in found.runners:
                 versions |= peer.versions()

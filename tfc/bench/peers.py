@@ -178,8 +178,8 @@ def _flex(case: AttentionCase, sets: Sequence[Operands], direction: Direction) -
     except ImportError as error:
         raise PeerRefusal(f"torch does not import: {error}") from error
     form = Form.of(case)
-    for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        setattr(torch._dynamo.config, limit, 4096)  # past these FlexAttention falls back, unfused, in silence
+    torch._dynamo.config.recompile_limit = 256  # past its default FlexAttention falls back, unfused, in silence
+    torch._dynamo.reset()
     rest = [torch.from_dlpack(x) for x in sets[0][3:]]
 
     def visible(b: Any, h: Any, q: Any, k: Any) -> Any:

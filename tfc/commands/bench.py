@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
@@ -33,11 +33,9 @@ def bench(
     folder: Path,
     save: bool,
     direction: str | None = None,
-    jobs: int = 1,
 ) -> int:
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
-    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each. jobs: how many of its cases
-    are compiled at once.
+    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each.
 
     Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
@@ -49,7 +47,7 @@ def bench(
         case "minilm":
             return _minilm(against, only, samples, folder, save)
         case "attention" | "decode":
-            return _on_hopper(suite, against, only, samples, folder, save, direction, jobs)
+            return _on_hopper(suite, against, only, samples, folder, save, direction)
     raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help=f"suites are: {', '.join(SUITES)}"))
 
 
@@ -61,7 +59,6 @@ def _on_hopper(
     folder: Path,
     save: bool,
     direction: str | None,
-    jobs: int,
 ) -> int:
     """The suites of pallas_gpu's kernels; with `save`, rows under folder/results/<device>."""
     from tfc.bench.attention import BenchError
@@ -79,7 +76,7 @@ def _on_hopper(
         )
     rows: list[Row] = []
     try:
-        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction, jobs):
+        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction):
             rows += found
             for row in found:
                 peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
@@ -115,7 +112,7 @@ def _check(suite: str, against: Sequence[str], only: str) -> None:
 
 
 def _outcomes(
-    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None, jobs: int
+    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None
 ) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
     """Of each case: its name and direction, its rows, who takes no part and why."""
     from tfc.backends.pallas_gpu import backward
@@ -128,8 +125,7 @@ def _outcomes(
             yield found.case.name, found.rows, found.refusals
         return
     directions: list[cases.Direction] = [d for d in cases.DIRECTIONS if direction in (None, d)]
-    how: dict[str, Any] = dict(only=only, samples=samples, directions=directions, jobs=jobs)
-    for outcome in attention.run(backward.KERNEL, target, against, **how):
+    for outcome in attention.run(backward.KERNEL, target, against, only=only, samples=samples, directions=directions):
         yield f"{outcome.case.name} {outcome.direction}", outcome.rows, outcome.refusals
 
 
