@@ -25,7 +25,8 @@ FIELD = apply("add", S, Load(0, "k", Kind.REAL))
 
 
 def attention(d: int = 64, dv: int | None = None, score: Expr = S, weigh: Expr = P, t: int = 512) -> Eqn:
-    captured = {SLOPE: (TensorType((4,), DType.F32),), FIELD: (TensorType((2, t), DType.F32),)}.get(score, ())
+    leaves: dict[Expr, TensorType] = {SLOPE: TensorType((4,), DType.F32), FIELD: TensorType((2, t), DType.F32)}
+    captured = (leaves[score],) if score in leaves else ()
     types = (*(TensorType((2, t, 4, n), DType.BF16) for n in (d, d, dv or d)), *captured)
     op = Attention(scale=0.1, score=score, mask=CAUSAL, weigh=weigh)
     outs = tuple(map(Value, ("out", "lse"), op.infer(*types)))

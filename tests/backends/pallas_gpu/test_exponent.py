@@ -39,12 +39,10 @@ def softcap(cap: float) -> Expr:
     return apply("mul", Const(cap), apply("tanh", apply("div", S, Const(cap))))
 
 
-def of_tile(
-    score: Expr, scale: float, raw: np.ndarray, functions: Functions = "accurate", **leaves: Placed
-) -> np.ndarray:
+def of_tile(score: Expr, scale: float, raw: np.ndarray, functions: Functions = "accurate") -> np.ndarray:
     """The exponent as the kernel computes it, in float32."""
     made = exponent(score, scale, functions, 4096)
-    tile = Tile(raw.shape, {RAW: Placed(jnp.asarray(raw, jnp.float32), (0, 1)), **leaves}, FORMS[functions])
+    tile = Tile(raw.shape, {RAW: Placed(jnp.asarray(raw, jnp.float32), (0, 1))}, FORMS[functions])
     core = tile.spread(tile.evaluate(made.core)).astype(jnp.float32)
     return np.asarray(core, np.float64) * made.factor + made.shift
 
