@@ -35,7 +35,7 @@ from tfc.bench.chart import bars
 from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
 from tfc.bench.timing import CALLS, JaxRunner
-from tfc.commands.bench import bench, charted, render, section
+from tfc.commands.bench import bench, charted, render, require_host, section
 from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention, Masked
@@ -198,6 +198,16 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cases_are_chosen_by_one_text_or_several() -> None:
     assert among("alibi 8k d128", "") and among("alibi 8k d128", "softcap, alibi") and not among("alibi 8k", "d64,cap")
+
+
+def test_without_a_cpu_nothing_is_checked_and_so_nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices(platform: str) -> Any:
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(TfcError, match="float64 on the CPU") as raised:
+        require_host()
+    assert "cuda,cpu" in (raised.value.diagnostics[0].help or "")
 
 
 def test_a_suite_without_directions_refuses_one(tmp_path: Path) -> None:

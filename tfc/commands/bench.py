@@ -12,7 +12,7 @@ from tfc.diagnostics import Diagnostic, TfcError
 if TYPE_CHECKING:
     from tfc.backends.kernel import Target
 
-__all__ = ["SUITES", "bench", "charted", "render", "section", "shown"]
+__all__ = ["SUITES", "bench", "charted", "render", "require_host", "section", "shown"]
 
 SUITES = {
     "attention": "cudnn,tokamax,flex,flash2",
@@ -74,6 +74,7 @@ def _on_hopper(
                 help="run it on an H100 or H200; committed results are in benchmarks/results/",
             )
         )
+    require_host()
     rows: list[Row] = []
     try:
         for case, found, refusals in _outcomes(suite, target, against, only, samples, direction):
@@ -96,6 +97,22 @@ def _on_hopper(
         return 1
     print(markdown(rows), end="")
     return 0
+
+
+def require_host() -> None:
+    """Raises TfcError (E820) where JAX was told to leave the CPU out, on which float64 is computed."""
+    import jax
+
+    try:
+        jax.devices("cpu")
+    except RuntimeError as error:
+        raise TfcError(
+            Diagnostic(
+                "E820",
+                "results are checked against float64 on the CPU, which JAX does not see here",
+                help="unset JAX_PLATFORMS, or set it to `cuda,cpu`",
+            )
+        ) from error
 
 
 def _check(suite: str, against: Sequence[str], only: str) -> None:
