@@ -40,6 +40,9 @@ LANES = 128
 AT_ONCE = 8
 """Parts whose loads the second kernel has under way together."""
 
+WIDENED = 32
+"""Keys of 8 bits that a block widens at a time: each round ends at a barrier, and more take more registers."""
+
 YES = Const(True)
 
 
@@ -68,6 +71,12 @@ class Plan(streaming.Plan):
     def rows(self) -> int:
         """Rows of a tile in global memory: those that are used, up to a multiple of the copy engine's 8."""
         return -(-self.n * self.group // 8) * 8
+
+    @property
+    def shared(self) -> bool:
+        """Whether a tile holds eight heads as they lie in memory, of which one group is the block's own: so that the
+        queries need no copy that pads each group to 8 rows. Parts alone are stored so; what they add up to is not."""
+        return self.n == 1 and self.splits > 1 and self.placed and 8 % self.group == 0 and self.heads % 8 == 0
 
     @property
     def places(self) -> int:
@@ -126,6 +135,8 @@ class Memory:
     q_ready: Any
     k_ready: Any
     v_ready: Any
+    k_scales: Any = None
+    v_scales: Any = None
     wide: Any = None
     staging: Any = None
 
@@ -140,7 +151,8 @@ class Part:
 
 
 class Rows(streaming.Rows):
-    """The formulas, read for packed rows: row r is query r // group of head r % group of the group."""
+    """The formulas, read for packed rows: row r is query r // group of head r % group of the group, also where eight
+    rows are the heads of several groups, of which the block's own begin at a multiple of `group`."""
 
     def __init__(self, plan: Plan, here: Part, captured: tuple[Any, ...]) -> None:
         asked: Any = here  # of the visits, the batch row
@@ -152,7 +164,8 @@ class Rows(streaming.Rows):
                 self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (0,))
             match node:
                 case Token("q"):
-                    self.leaves[node] = Placed(row // plan.group + (plan.m - plan.n), (0,))
+                    query = row // plan.group if plan.n > 1 else jnp.zeros_like(row)
+                    self.leaves[node] = Placed(query + (plan.m - plan.n), (0,))
                 case Load(slot, "q", kind) | Read(slot, _, kind):
                     value = self.of_rows(slot) if slot in plan.row_slots() else self.of_query(slot)
                     if kind is Kind.BOOL:
@@ -224,19 +237,19 @@ def keys_of(plan: Plan, mem: Memory, here: Part, tile: Any) -> tuple[Any, Any]:
 
 def fill(plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any) -> None:
     """Asks for a key tile; the slot's barriers say when it is there."""
-    keys = (*keys_of(plan, mem, here, tile), here.kv_head)
-    plgpu.copy_gmem_to_smem(mem.k.at[keys], mem.k_ring.at[slot], mem.k_ready.at[slot])
-    plgpu.copy_gmem_to_smem(mem.v.at[keys], mem.v_ring.at[slot], mem.v_ready.at[slot])
+    batch, keys = keys_of(plan, mem, here, tile)
+    both = ((mem.k, mem.k_ring, mem.k_ready, mem.k_scales), (mem.v, mem.v_ring, mem.v_ready, mem.v_scales))
+    for i, (x, ring, ready, scales) in enumerate(both):
+        plgpu.copy_gmem_to_smem(x.at[batch, keys, here.kv_head], ring.at[slot], ready.at[slot])
+        if plan.kept is not None:
+            plgpu.copy_gmem_to_smem(mem.scales[i].at[batch, here.kv_head, keys], scales.at[slot], ready.at[slot])
 
 
 class Arrived:
     """A key tile that the rings' slot holds, or will, as operands of products."""
 
-    def __init__(self, plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any) -> None:
+    def __init__(self, plan: Plan, mem: Memory, slot: Any) -> None:
         self.plan, self.mem, self.slot = plan, mem, slot
-        if plan.kept is not None:
-            batch, keys = keys_of(plan, mem, here, tile)
-            self.scales = [mosaic_load(x.at[batch, here.kv_head, keys], COLUMN) for x in mem.scales]
 
     def keys(self) -> Any:
         plgpu.barrier_wait(self.mem.k_ready.at[self.slot])
@@ -246,18 +259,18 @@ class Arrived:
         plgpu.barrier_wait(self.mem.v_ready.at[self.slot])
         return self.operand(self.mem.v_ring.at[self.slot])
 
-    def scaled(self, x: Array, which: int) -> Array:
-        """[64, block_k] times the tokens' scales, of keys (0) or of values (1)."""
+    def scaled(self, x: Array, scales: Any) -> Array:
+        """[64, block_k] times the tokens' scales, of keys or of values: those of the ring, whose tile has arrived."""
         if self.plan.kept is None:
             return x
-        return x * lax.broadcast_in_dim(self.scales[which], x.shape, (1,))
+        return x * lax.broadcast_in_dim(mosaic_load(scales.at[self.slot], COLUMN), x.shape, (1,))
 
     def operand(self, ref: Any) -> Any:
         """What a product reads: the slot, or what stands in it in the plan's type, exactly."""
         if self.plan.kept is None:
             return ref
         plgpu.commit_smem()  # every warp has left what was there
-        some = max(16, 1024 // self.plan.head_dim)  # all keys at once would take half of the registers
+        some = min(WIDENED, self.plan.config.block_k)
         for first in range(0, self.plan.config.block_k, some):
             part = pl.ds(first, some)
             x = mosaic_load(ref.at[part], narrow(self.plan.head_dim))
@@ -292,7 +305,8 @@ def attend(plan: Plan, mem: Memory, here: Part) -> None:
         return jnp.minimum(found + 1, plan.places - 1)
 
     # the rows below hold whatever was there: what becomes of them reaches no other row, and is not stored
-    plgpu.copy_gmem_to_smem(mem.q.at[here.batch, here.kv_head], mem.q_tile.at[pl.ds(0, plan.rows)], mem.q_ready)
+    own = lax.div(here.kv_head * plan.group, 8) if plan.shared else here.kv_head
+    plgpu.copy_gmem_to_smem(mem.q.at[here.batch, own], mem.q_tile.at[pl.ds(0, plan.rows)], mem.q_ready)
     ahead = jnp.int32(0)
     for n in range(stages):
         ahead = ask(ahead, n, n)
@@ -304,11 +318,12 @@ def attend(plan: Plan, mem: Memory, here: Part) -> None:
         slot = lax.rem(n, stages)
         place = visits.next(place, True)
         tile = visits.tile(place)
-        arrived = Arrived(plan, mem, here, tile, slot)
-        raw = arrived.scaled(product(mem.q_tile, arrived.keys().T, watched=plan.interpret), 0)
+        arrived = Arrived(plan, mem, slot)
+        raw = arrived.scaled(product(mem.q_tile, arrived.keys().T, watched=plan.interpret), mem.k_scales)
         shrink, top, total, p = rows.softmax(raw, tile, plan.masked, top, total)
         out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
-        out = mma(out, arrived.scaled(p, 1).astype(plan.dtype), arrived.values(), mem.staging)
+        values = arrived.values()
+        out = mma(out, arrived.scaled(p, mem.v_scales).astype(plan.dtype), values, mem.staging)
         plgpu.commit_smem()  # every warp has left the slot
         ahead = ask(ahead, n + stages, slot)
         return jnp.minimum(place + 1, plan.places - 1), ahead, out, top, total
@@ -373,15 +388,17 @@ def shared(plan: Plan) -> dict[str, Any]:
     shape = (config.stages, config.block_k, plan.head_dim)
     ring = swizzled(shape, plan.dtype) if plan.kept is None else plgpu.SMEM(shape, plan.kept)
     results = [swizzled((ROWS, plan.head_dim), out_dtype(plan)), plgpu.SMEM((ROWS,), jnp.float32)]
+    copies = 1 if plan.kept is None else 2  # of a tile, and of its scales
     out = dict(
         q_tile=swizzled((ROWS, plan.head_dim), plan.dtype),
         tiles=plgpu.RefUnion([ring, ring], results),
         q_ready=plgpu.Barrier(),
-        k_ready=plgpu.Barrier(num_barriers=config.stages),
-        v_ready=plgpu.Barrier(num_barriers=config.stages),
+        k_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
+        v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
     )
     if plan.kept is not None:
         out["wide"] = swizzled(shape[1:], plan.dtype)
+        out |= {name: plgpu.SMEM(shape[:2], jnp.float32) for name in ("k_scales", "v_scales")}
     if plan.interpret:
         out["staging"] = plgpu.SMEM((ROWS, config.block_k), plan.dtype)
     return out
@@ -401,7 +418,7 @@ def compiler_params() -> Any:
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     """The kernel as a function of (q, k, v, visits, *captured) that gives the parts' (out, lse).
 
-    q: [B, G, rows, D], rows packed as `Rows` says. k, v: [B, M, G, D], M a multiple of 8; or pages [P, page, G, D]; or
+    q: [B, G, rows, D], rows packed as `Rows` says, or [B, H / 8, 8, D] where `Plan.shared`. k, v: [B, M, G, D], M a multiple of 8; or pages [P, page, G, D]; or
     rows of stacks, [S * B, ...] or [S * P, ...]. After `captured` follow, where the plan has them, the row of stacks,
     int32 [1]; the table of pages, int32 [B, m / page]; the scales of k and of v, float32 [B or P, G, tokens], rows of
     stacks like k and v, which reach to the end of the last tile.
@@ -446,13 +463,15 @@ def merge_body(plan: Plan, out: Any, lse: Any, result: Any) -> None:
     """128 elements of the sum of all parts, each weighed by its row's share."""
     batch, kv_head, chunk = (lax.axis_index(name) for name in ("batch", "kv_head", "chunk"))
     layout = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
-    here = pl.ds(chunk * LANES, LANES)
+    own = lax.rem(kv_head * plan.group, 8) if plan.shared else 0  # the first row of the group
+    here = pl.ds(own * plan.head_dim + chunk * LANES, LANES)
     first, several = lax.div(chunk * LANES, plan.head_dim), rows_of_chunk(plan.head_dim)
     row = (plgpu.broadcasted_iota(jnp.int32, (LANES,), 0, layout=layout) + chunk * LANES) // plan.head_dim - first
 
     def read(part: Any) -> tuple[Array, Array]:
         """Of each element its row's log-sum-exp, to base 2, and its value."""
-        tops = [mosaic_load(lse.at[batch, kv_head, part, jnp.minimum(first + r, ROWS - 1)]) for r in range(several)]
+        rows = [jnp.minimum(own + first + r, ROWS - 1) for r in range(several)]
+        tops = [mosaic_load(lse.at[batch, kv_head, part, r]) for r in rows]
         top = jnp.full((LANES,), tops[0])
         for r in range(1, several):
             top = jnp.where(row >= r, tops[r], top)
@@ -481,7 +500,7 @@ def merge_body(plan: Plan, out: Any, lse: Any, result: Any) -> None:
         query, within = lax.div(chunk, plan.chunks), lax.rem(chunk, plan.chunks)
         result[batch, query, pl.ds((kv_head * plan.chunks + within) * LANES, LANES)] = sum_
     else:
-        result[batch, kv_head, here] = sum_
+        result[batch, kv_head, pl.ds(chunk * LANES, LANES)] = sum_
 
 
 def merge(plan: Plan) -> Callable[[Array, Array], Array]:

@@ -105,8 +105,11 @@ def refuse(eqn: Eqn, target: Target) -> str | None:
 
 
 def packed(q: Array, plan: Plan) -> Array:
-    """[B, N, H, D] as [B, G, rows, D]: row n * group + r is query n of head r of the group; zeros below."""
-    b, n, _, d = q.shape
+    """[B, N, H, D] as [B, G, rows, D]: row n * group + r is query n of head r of the group; zeros below. Where tiles
+    are shared (`Plan.shared`), as it lies: [B, H / 8, 8, D]."""
+    b, n, heads, d = q.shape
+    if plan.shared:
+        return jnp.reshape(q, (b, heads // 8, 8, d))
     x = jnp.reshape(q, (b, n, plan.kv_heads, plan.group, d))
     x = jnp.reshape(jnp.swapaxes(x, 1, 2), (b, plan.kv_heads, n * plan.group, d))
     return padded(x, 2, plan.rows)
@@ -115,6 +118,9 @@ def packed(q: Array, plan: Plan) -> Array:
 def unpacked(x: Array, plan: Plan) -> Array:
     """[B, G, rows, ...] as [B, N, H, ...]."""
     b, g, _, *rest = x.shape
+    if plan.shared:  # each group's own rows of the eight
+        own = np.arange(plan.heads).reshape(1, g, plan.group, *(1 for _ in rest)) % 8
+        x = jnp.take_along_axis(x, own, axis=2)
     x = jnp.reshape(x[:, :, : plan.n * plan.group], (b, g, plan.n, plan.group, *rest))
     return jnp.reshape(jnp.swapaxes(x, 1, 2), (b, plan.n, plan.heads, *rest))
 
@@ -145,7 +151,8 @@ def operands(captured: Sequence[Array], plan: Plan) -> tuple[Array, ...]:
         x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
         if slot in rows:
             if slot in tables:
-                x = jnp.tile(jnp.reshape(x, (1, plan.kv_heads, plan.group)), (1, 1, plan.n))
+                times = 8 // plan.group if plan.shared else plan.n
+                x = jnp.tile(jnp.reshape(x, (1, plan.kv_heads, plan.group)), (1, 1, times))
             else:
                 x = jnp.repeat(jnp.reshape(x, (-1, 1, plan.n)), plan.group, axis=2)
             x = padded(x, 2, ROWS)

@@ -56,6 +56,10 @@ CASES: dict[str, dict[str, Any]] = {
     "no groups": dict(splits=2, h=2, g=2),
     "rows that do not fill eight": dict(splits=2, h=6, g=2, n=3),
     "all rows": dict(splits=2, h=16, n=4),
+    "eight heads of two groups": dict(splits=2, h=8, g=2, b=2, formula="alibi"),
+    "eight heads of four groups": dict(splits=3, h=16, g=8, formula="own"),
+    "eight heads, numbered": dict(splits=2, h=8, g=2, formula="heads as numbers"),
+    "eight heads, the query's own position": dict(splits=2, h=8, g=4, formula="aligned"),
     "tiles of 128 keys": dict(splits=2, block_k=128, m=300),
     "first row of a cache": dict(splits=2, row=0, m=136, b=2),
     "last row of a cache": dict(splits=2, row=2, m=136, b=2),
@@ -77,7 +81,7 @@ SLOW = {
     "one key", "head size 256", "head size 16", "head size 80 in one part", "head size 128", "float16", "no groups",
     "tiles of 128 keys", "first row of a cache", "lengths known", "a part for each tile", "pages",
     "int8, head size 32", "int8, head size 128", "float8", "float8 for float16", "more visits than a ring holds",
-    "rows that do not fill eight", "parts that see nothing", "head size 96",
+    "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered", "parts that see nothing", "head size 96",
 }  # fmt: skip
 
 
@@ -173,9 +177,13 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "parts added without their shares": ("share = jnp.exp2(other - base)", "share = jnp.exp2(base - base)", TWO),
     "scales of keys for values": (
-        "return x * lax.broadcast_in_dim(self.scales[which], x.shape, (1,))",
-        "return x * lax.broadcast_in_dim(self.scales[0], x.shape, (1,))",
+        "out = mma(out, arrived.scaled(p, mem.v_scales).astype(plan.dtype), values, mem.staging)",
+        "out = mma(out, arrived.scaled(p, mem.k_scales).astype(plan.dtype), values, mem.staging)",
         dict(splits=2, kept="int8"),
+    ),
+    "another group's rows": (
+        "own = lax.rem(kv_head * plan.group, 8) if plan.shared else 0  # the first row of the group", "own = 0",
+        dict(splits=2, h=8, g=2),
     ),
 }  # fmt: skip
 
