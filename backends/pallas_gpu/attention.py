@@ -120,8 +120,7 @@ def operands(captured: tuple[Array, ...], exprs: tuple[Expr, ...], ends: Mapping
 
 def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Array]]:
     """The plan as a function of (q, k, v, turns, ranges, *captured), lengths and types as the equation has them; k
-    and v are `Late` where the plan says that they are rows of stacks. turns, ranges: as `launch` takes them; where
-    blocks take shares, turns and shares are a pair.
+    and v are `Late` where the plan says that they are rows of stacks. turns, ranges: as `launch` takes them.
 
     Log-sum-exps of pointwise weights are a launch of their own, the softmax's; where nobody reads them XLA drops it.
     """
@@ -133,14 +132,11 @@ def call(plan: Plan, launch: Launch = launch) -> Callable[..., tuple[Array, Arra
 
     def attention(q: Array, k: Any, v: Any, turns: Any, ranges: Any, *captured: Array) -> tuple[Array, Array]:
         row: tuple[Array, ...] = ()
-        shares: tuple[Array, ...] = ()
-        if plan.together:
-            turns, *shares = turns
         if plan.stacked:
             row = (jnp.reshape(k.index, 1).astype(jnp.int32),)
             k, v = (jnp.reshape(x.x, (-1, *x.x.shape[2:])) for x in (k, v))
         q, k, v = padded(q, 1, up(n, 8)), padded(k, 1, up(m, 8)), padded(v, 1, up(m, 8))
-        given = (q, k, v, jnp.asarray(turns), jnp.asarray(ranges), *operands(captured, formulas, ends), *shares, *row)
+        given = (q, k, v, jnp.asarray(turns), jnp.asarray(ranges), *operands(captured, formulas, ends), *row)
         out, lse = softmax(*given)
         if not plan.weighing.softmax:
             (out,) = kernel(*given, *([lse] if plan.weighing.reads_lse else ()))
@@ -183,17 +179,12 @@ def build(eqn: Eqn, target: Target, config: Config | None = None) -> Callable[..
         if not stacked:
             k, v = (x.array() if isinstance(x, Late) else x for x in (k, v))
         turns, ranges = schedule.ranges(op.mask, captured, **tiles)
-        blocks = shared = 0
-        if plan.config.persistent and 0 < target.sms < batch * heads * plan.tiles:
+        blocks = 0
+        if plan.config.persistent and isinstance(turns, np.ndarray) and 0 < target.sms < batch * heads * plan.tiles:
             blocks = target.sms  # with no more tiles than multiprocessors each has one in any case
             together = max(1, CACHED // (2 * m * (head_dim + values))) * (heads // kv_heads)
-            sizes = dict(batch=batch, heads=heads, blocks=blocks, together=min(together, batch * heads))
-            if isinstance(turns, np.ndarray):
-                turns = schedule.lists(turns, ranges, **sizes)
-            else:
-                shared, turns = sizes["together"], (turns, schedule.shares(turns, **sizes))
-        made = replace(plan, stacked=stacked, blocks=blocks, together=shared)
-        return _called(made)(q, k, v, turns, ranges, *captured)
+            turns = schedule.lists(turns, ranges, batch=batch, heads=heads, blocks=blocks, together=together)
+        return _called(replace(plan, stacked=stacked, blocks=blocks))(q, k, v, turns, ranges, *captured)
 
     return attention
 

@@ -31,7 +31,7 @@ class Config:
     """Block sizes. A query tile is `consumers * 64` rows, a key tile `block_k`; a ring holds `stages` key tiles.
 
     consumers: 2 or 3. block_k: a multiple of 64, as P V takes its weights from registers 64 columns at a time.
-    persistent: blocks take query tiles off lists, or shares where ranges are known when the call runs.
+    persistent: blocks take query tiles off lists, where the visited ranges are known when the call is traced.
     functions: how formulas' functions are computed (`forms.py`).
     bounded: a bound of the scores, where there is one, stands for each row's largest.
     """
@@ -53,7 +53,7 @@ class Plan:
     """What is known of a call when its kernel is traced. Letters as everywhere: B, N, M, H, G, D.
 
     value_dim: the values' size, 0 where it is the head size. blocks: how many blocks take query tiles off lists, 0
-    where each block has one tile. together: where they take shares instead (`schedule.shares`), of how many heads.
+    where each block has one tile.
     stacked: k and v are rows of stacks [S * B, M, G, D], and an operand says which. interpret: run on the CPU, races
     reported.
     """
@@ -72,7 +72,6 @@ class Plan:
     weigh: Expr = P
     value_dim: int = 0
     blocks: int = 0
-    together: int = 0
     stacked: bool = False
     interpret: bool = False
 

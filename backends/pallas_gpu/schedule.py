@@ -2,8 +2,7 @@
 
 A block that ends leaves its multiprocessor idle while it stores its last tile and the next one starts and loads its
 first. One that stays loads the next query tile beside the last products of the one before. What the hardware does
-without such lists, giving the next tile to whoever is free, is done here beforehand, by the tiles' costs: tile by tile
-where they are known when the call is traced, else, on the device, as shares of neighbours that cost about the same.
+without such lists, giving the next tile to whoever is free, is done here beforehand, by the tiles' costs.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from tfc.backends.bounds import traced, visited_ranges, visited_tiles
 from tfc.formula.expr import Expr
 
-__all__ = ["MOST", "OVERHEAD", "compact", "lists", "packed", "ranges", "shares"]
+__all__ = ["MOST", "OVERHEAD", "compact", "lists", "packed", "ranges"]
 
 OVERHEAD = 1
 """What a query tile costs besides its visits, in visits: its output's division and store."""
@@ -27,22 +26,17 @@ Array = jax.Array
 
 MOST = 2**15 - 1
 """Key tiles that a packed range can number."""
-UNROLLED = 16
-"""Rows of a group up to which they are added up one by one, within the kernel that reads the sums."""
 RANKED = 256
 """Key tiles of a row up to which traced runs are numbered by comparing each tile with each."""
 
 
 def ranges(mask: Expr, captured: Sequence[Any], **tiles: int) -> tuple[Any, Any]:
     """`packed` of what `visited_ranges` finds, whose arguments these are: numpy arrays where it is known now, and then
-    it costs nothing when the call runs. Of traced arrays the last of the C is how many key tiles are visited."""
+    it costs nothing when the call runs."""
     if not traced(mask, captured):
         return packed(*visited_ranges(mask, captured, **tiles))
     classes = visited_tiles(mask, captured, **tiles)
-    if 0 < classes.shape[3] <= RANKED:
-        return compact(classes)
-    turns, ranges = packed(*visited_ranges(mask, captured, **tiles))
-    return jnp.concatenate([turns, jnp.sum(classes > 0, 3, keepdims=True, dtype=jnp.int32)], 3), ranges
+    return compact(classes) if 0 < classes.shape[3] <= RANKED else packed(*visited_ranges(mask, captured, **tiles))
 
 
 def packed(counts: Any, triples: Any) -> tuple[Any, Any]:
@@ -60,8 +54,7 @@ def packed(counts: Any, triples: Any) -> tuple[Any, Any]:
 
 def compact(classes: Array) -> tuple[Array, Array]:
     """The same of classes, int32 [Br, Hr, Tq, Tk], 0 never visited, 1 with the mask, 2 without: by reductions alone,
-    of which XLA makes four kernels, each a few microseconds that nothing runs beside. The last of the C: see `ranges`.
-    """
+    of which XLA makes four kernels, each a few microseconds that nothing runs beside."""
     tiles = classes.shape[3]
     at = jnp.arange(tiles, dtype=jnp.int32)
     changes = classes[..., 1:] != classes[..., :-1]
@@ -69,12 +62,10 @@ def compact(classes: Array) -> tuple[Array, Array]:
     first = jnp.concatenate([edge, changes], 3) & (classes > 0)
     last = jnp.concatenate([changes, edge], 3) & (classes > 0)
     # a run's turn is how many end at its end or after; what its first tile and its last one know is summed up
-    after = last[..., None, :] & (at >= at[:, None])
-    turns = jnp.sum(jnp.concatenate([after, (classes > 0)[..., None, :]], 3), 4, dtype=jnp.int32)
-    turn = turns[..., :-1]
+    turn = jnp.sum(last[..., None, :] & (at >= at[:, None]), 4, dtype=jnp.int32)
     known = jnp.where(first, at | (classes == 2).astype(jnp.int32) << 31, 0) + jnp.where(last, at + 1 << 15, 0)
     chosen = (turn[..., None, :] == at[:, None] + 1) & (first | last)[..., None, :]
-    return turns, jnp.sum(jnp.where(chosen, known[..., None, :], 0), 4, dtype=jnp.int32)
+    return turn, jnp.sum(jnp.where(chosen, known[..., None, :], 0), 4, dtype=jnp.int32)
 
 
 def lists(counts: Any, packed: Any, *, batch: int, heads: int, blocks: int, together: int) -> Any:
@@ -106,38 +97,3 @@ def lists(counts: Any, packed: Any, *, batch: int, heads: int, blocks: int, toge
         row[:end, 3:5] = first[items]
         row[:end, 5] = np.arange(end, 0, -1)
     return out
-
-
-def shares(turns: Array, *, batch: int, heads: int, blocks: int, together: int) -> Array:
-    """int32 [groups, blocks + 1], of traced turns: a group's query tiles, in their order, cut where shares for each
-    block end that cost the same up to a tile. A share may be empty.
-
-    turns: as `ranges` gives them. together: how many heads are worked on at once, a group, of which the last may have
-    fewer; as with `lists`, but there is no sorting: XLA makes two kernels of this.
-    """
-    tiles, rows = turns.shape[2], batch * heads
-    groups = -(-rows // together)
-    at = np.arange(tiles)
-    cost = jnp.maximum(turns[..., -1], 1) + OVERHEAD
-    # of each row what comes before a tile; by comparing, as a scan is several kernels
-    ahead = jnp.sum(jnp.where(at[:, None] > at, cost[..., None, :], 0), -1)
-
-    def grouped(x: Array) -> Array:
-        """[Br, Hr, tiles] as [groups, together, tiles], 0 where there is no row."""
-        x = jnp.broadcast_to(x, (batch, heads, tiles)).reshape(rows, tiles)
-        return jnp.pad(x, [(0, groups * together - rows), (0, 0)]).reshape(groups, together, tiles)
-
-    cost, ahead = grouped(cost), grouped(ahead)
-    whole = (ahead + cost)[:, :, -1]
-    if together > UNROLLED:
-        earlier = jnp.cumsum(whole, 1) - whole
-    else:
-        sums = [jnp.zeros_like(whole[:, 0])]
-        for i in range(together - 1):
-            sums.append(sums[-1] + whole[:, i])
-        earlier = jnp.stack(sums, 1)
-    middle = (2 * (earlier[..., None] + ahead) + cost).astype(jnp.float32)
-    # 2^30 is beyond every sum: the last share ends where the tiles do
-    part = np.append(np.arange(blocks) / blocks, 2.0**30).astype(np.float32)
-    ends = 2 * (earlier + whole)[:, -1, None].astype(jnp.float32) * part
-    return jnp.sum((cost > 0)[:, None] & (middle[:, None] < ends[..., None, None]), (2, 3), dtype=jnp.int32)

@@ -377,11 +377,10 @@ def body(plan: Plan, *refs: Any, **scratch: Any) -> None:
     out = captured.pop()
     row_lse = captured.pop() if plan.weighing.reads_lse else None
     row = captured.pop() if plan.stacked else None
-    shares = captured.pop() if plan.together else None
     if "q_or_out" in scratch:
         scratch["q_tile"], scratch["out_tile"] = scratch.pop("q_or_out")
     arrays = dict(q=q, k=k, v=v, turns=turns, ranges=ranges, captured=tuple(captured), row=row, out=out, lse=lse)
-    mem = Memory(**arrays, shares=shares, row_lse=row_lse, **scratch)
+    mem = Memory(**arrays, row_lse=row_lse, **scratch)
     # read before the warpgroups part, it is read once; but beside an output of more than 128 columns ptxas, which keeps
     # a part of it in the same registers on both sides, spills
     only = Visits(mem, here(mem)) if not plan.blocks and plan.values <= 128 else None
@@ -436,13 +435,13 @@ def shared(plan: Plan) -> dict[str, Any]:
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, ...]]:
     """The kernel as a function of (q, k, v, turns, ranges, *captured) that gives (out, lse); (out,) where weights are
-    pointwise. The last of `captured` are, as far as the plan has them: `schedule.shares`; int32 [1], the row of stacks
-    that k and v are; float32 [B, H, N'], each row's log-sum-exp.
+    pointwise. The last of `captured` are, as far as the plan has them: int32 [1], the row of stacks that k and v are;
+    float32 [B, H, N'], each row's log-sum-exp.
 
     N and M of q, k, v and out are the plan's, rounded up to a multiple of 8, as the copy engine moves tiles of 8
     rows; lse and N' reach to the end of the last query tile (a copy along one axis is not clipped).
 
-    turns, ranges: as `schedule.ranges` gives them, Br 1 or B, Hr 1 or H; where blocks take query tiles off lists, turns
+    turns, ranges: as `schedule.packed` gives them, Br 1 or B, Hr 1 or H; where blocks take query tiles off lists, turns
     are `schedule.lists`. captured: fields [B, T] or [T] that reach to the end of the last tile, tables [H]; booleans as
     int32.
     """

@@ -27,7 +27,6 @@ class Memory:
     v: Any
     turns: Any
     ranges: Any
-    shares: Any
     captured: tuple[Any, ...]
     row: Any
     row_lse: Any
@@ -55,11 +54,11 @@ class Visits:
     """The key tiles that a query tile visits, as each warpgroup of its block reads them, last range first.
 
     A query tile that sees no key visits key tile 0 as a partial one, and there no key exists. at: which tile it is;
-    turn: its place in the block's list or among all tiles, where `turns` says what comes after.
+    turn: its place in the block's list, where there is one.
     """
 
-    def __init__(self, mem: Memory, at: Place, turns: "Listed | Shared | None" = None, turn: Any = None) -> None:
-        self.at, self.mem, self.turns, self.turn = at, mem, turns, turn
+    def __init__(self, mem: Memory, at: Place, turn: Any = None) -> None:
+        self.at, self.mem, self.turn = at, mem, turn
         self.batch, self.head, self.tile, count, self.first = at
         self.row = row_of(mem, *at[:3])
         self.some = count > 0
@@ -67,8 +66,8 @@ class Visits:
         self.begin = jnp.where(self.some, opened(self.first)[1], 1) - 1
 
     def where(self) -> tuple[Any, Any, Any]:
-        """Batch row, head and tile; of a turn found once more, so that they take no registers until then."""
-        return self.at[:3] if self.turns is None else self.turns.where(self.turn)
+        """Batch row, head and tile; off a list read once more, so that they take no registers until then."""
+        return self.at[:3] if self.turn is None else listed(self.mem, self.turn)[:3]
 
     def loop(self, visit: Callable[[Any, Range, Any], Any], carry: Any) -> Any:
         """visit(turn, range, carry) for each range; each is read while the one before it is visited."""
@@ -104,100 +103,30 @@ def here(mem: Memory) -> Place:
     return batch, head, tile, mosaic_load(mem.turns.at[(*row, 0)]), mosaic_load(mem.ranges.at[(*row, 0)])
 
 
-class Listed:
-    """The turns of a block that has a list: a turn is its place there."""
-
-    def __init__(self, mem: Memory) -> None:
-        self.mem = mem
-
-    def begin(self) -> tuple[Any, Any]:
-        """Whether there is a turn, and the first."""
-        return jnp.bool_(True), jnp.int32(0)
-
-    def after(self, turn: Any) -> tuple[Any, Any]:
-        """Whether a turn comes after this one, and that turn; any, where none comes."""
-        return self._read(turn, 5) > 1, turn + 1
-
-    def where(self, turn: Any) -> tuple[Any, Any, Any]:
-        """Its batch row, head and tile."""
-        return self._read(turn, 0), self._read(turn, 1), self._read(turn, 2)
-
-    def place(self, turn: Any) -> Place:
-        return (*self.where(turn), self._read(turn, 3), self._read(turn, 4))
-
-    def _read(self, turn: Any, what: int) -> Any:
-        turns = self.mem.turns
-        return mosaic_load(turns.at[lax.axis_index("block"), jnp.minimum(turn, turns.shape[1] - 1), what])
-
-
-class Shared:
-    """The turns of a block that has a share of each group's tiles (`schedule.shares`): a turn is the tile's number
-    among all. Every other group is dealt out from the other end, so that what shares lack does not add up."""
-
-    def __init__(self, plan: Plan, mem: Memory) -> None:
-        self.plan, self.mem, self.group = plan, mem, plan.together * plan.tiles
-
-    def _share(self, group: Any) -> tuple[Any, Any]:
-        """The first tile of the block's share of a group, and the one after its last."""
-        block = lax.axis_index("block")
-        block = jnp.where(lax.rem(group, 2) == 0, block, self.plan.blocks - 1 - block)
-        first = group * self.group
-        return tuple(first + mosaic_load(self.mem.shares.at[group, block + i]) for i in range(2))
-
-    def _from(self, turn: Any, group: Any, end: Any) -> tuple[Any, Any]:
-        """Whether there is a tile at or after `turn`, where the group's share ends at `end`; and the first."""
-        groups = self.mem.shares.shape[0]
-
-        def over(at: tuple[Any, Any, Any]) -> Any:
-            return jnp.logical_and(at[0] >= at[2], at[1] + 1 < groups)
-
-        def onward(at: tuple[Any, Any, Any]) -> Any:
-            first, end = self._share(at[1] + 1)
-            return first, at[1] + 1, end
-
-        turn, _, end = lax.while_loop(over, onward, (turn, group, end))
-        return turn < end, turn
-
-    def begin(self) -> tuple[Any, Any]:
-        first, end = self._share(jnp.int32(0))
-        return self._from(first, jnp.int32(0), end)
-
-    def after(self, turn: Any) -> tuple[Any, Any]:
-        group = lax.div(turn, self.group)
-        return self._from(turn + 1, group, self._share(group)[1])
-
-    def where(self, turn: Any) -> tuple[Any, Any, Any]:
-        row = lax.div(turn, self.plan.tiles)
-        return lax.div(row, self.plan.heads), lax.rem(row, self.plan.heads), lax.rem(turn, self.plan.tiles)
-
-    def place(self, turn: Any) -> Place:
-        last = self.plan.batch * self.plan.heads * self.plan.tiles - 1
-        where = self.where(jnp.minimum(turn, last))
-        row = row_of(self.mem, *where)
-        return (*where, mosaic_load(self.mem.turns.at[(*row, 0)]), mosaic_load(self.mem.ranges.at[(*row, 0)]))
+def listed(mem: Memory, turn: Any) -> tuple[Any, ...]:
+    """The tile of a turn in the block's list, then how many are left with it; any beyond its end."""
+    at = lax.axis_index("block"), jnp.minimum(turn, mem.turns.shape[1] - 1)
+    return tuple(mosaic_load(mem.turns.at[(*at, i)]) for i in range(6))
 
 
 def each(plan: Plan, mem: Memory, only: Visits | None, visit: Callable[..., Any], carry: Any) -> Any:
     """visit(visits, following, carry) -> (carry, followed) for each query tile of this block.
 
-    only: the one tile of a block that takes no turns, where it has been read. following: a function that gives whether a
+    only: the one tile of a block without a list, where it has been read. following: a function that gives whether a
     tile comes after this one, and that tile (any, where none comes), to be called once and late: a tile that has been
-    read takes registers. None where there are no turns. followed: what it gave.
+    read takes registers. None where there is no list. followed: what it gave.
     """
     if not plan.blocks:
         return visit(only or Visits(mem, here(mem)), None, carry)[0]
-
-    turns = Shared(plan, mem) if plan.together else Listed(mem)
 
     def over(state: Any) -> Any:
         _, turn, at, carry = state
 
         def following() -> tuple[Any, Visits]:
-            more, following = turns.after(turn)
-            return more, Visits(mem, turns.place(following), turns, following)
+            return listed(mem, turn)[5] > 1, Visits(mem, listed(mem, turn + 1)[:5], turn + 1)
 
-        carry, (more, upcoming) = visit(Visits(mem, at, turns, turn), following, carry)
-        return more, upcoming.turn, upcoming.at, carry
+        carry, (more, upcoming) = visit(Visits(mem, at, turn), following, carry)
+        return more, turn + 1, upcoming.at, carry
 
-    some, first = turns.begin()
-    return lax.while_loop(lambda state: state[0], over, (some, first, turns.place(first), carry))[3]
+    begin = jnp.bool_(True), jnp.int32(0), listed(mem, 0)[:5], carry
+    return lax.while_loop(lambda state: state[0], over, begin)[3]

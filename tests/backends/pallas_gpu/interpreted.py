@@ -199,7 +199,6 @@ class Case:
     block_k: int = 64
     stages: int = 2
     blocks: int = 0
-    together: int = 0
     functions: Any = "accurate"
     seed: int = 0
     large: float = 1.0
@@ -297,7 +296,6 @@ def plan(case: Case) -> Any:
         weigh=formula.weigh,
         value_dim=case.dv,
         blocks=case.blocks,
-        together=case.together,
         interpret=True,
     )
 
@@ -380,13 +378,9 @@ def judge(fields: Mapping[str, Any], edits: Mapping[str, str] | None = None) -> 
     kernel = attention.call(plan(case), (mutated(edits) if edits else streaming).launch)
     operands = [jnp.asarray(x, case.dtype) for x in (q, k, v)]
     turns, packed = schedule.packed(counts, triples)
-    if case.together:
-        seen = ((triples[..., 1] - triples[..., 0]) * (np.arange(triples.shape[3]) < counts[..., None])).sum(-1)
-        given = jnp.asarray(np.concatenate([turns, seen[..., None]], -1), jnp.int32)
-        turns = given, schedule.shares(given, batch=case.b, heads=case.h, blocks=case.blocks, together=case.together)
-    elif case.blocks:
+    if case.blocks:
         turns = schedule.lists(turns, packed, batch=case.b, heads=case.h, blocks=case.blocks, together=case.h)
-    out, lse = kernel(*operands, jax.tree.map(jnp.asarray, turns), jnp.asarray(packed), *map(jnp.asarray, captured))
+    out, lse = kernel(*operands, jnp.asarray(turns), jnp.asarray(packed), *map(jnp.asarray, captured))
     visited = int(sum((t[:, 1] - t[:, 0]).sum() for t in triples.reshape(-1, *triples.shape[3:])))
     return compared(case, out, lse, score, mask, v, captured, visited)
 

@@ -86,8 +86,6 @@ PERSISTENT: dict[str, dict[str, Any]] = {
     "a batch row each": dict(formula="documents", b=2, h=2, g=2, n=150, m=150, blocks=3),
     "weights without a softmax": dict(formula="relu2", h=2, n=150, m=150, blocks=2),
     "bounded scores": dict(formula="softcap", h=2, n=150, m=200, blocks=2),
-    "shares of one head at a time": dict(formula="causal", b=2, h=2, n=140, m=140, d=32, blocks=3, together=1),
-    "shares of which some are empty": dict(formula="documents", h=3, n=200, m=200, d=32, blocks=5, together=2),
     "three consumers": dict(formula="causal", h=2, n=200, m=200, consumers=3, stages=3, blocks=2),
     "values of another size": dict(formula="causal", h=2, n=140, m=140, d=32, dv=64, blocks=2),
 }
@@ -105,8 +103,8 @@ def test_blocks_that_take_tiles_off_lists(worker: Worker, case: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["known", "traced"])
-def test_lists_where_ranges_are_known_else_shares(worker: Worker, traced: bool) -> None:
-    """Documents that are traced are dealt out on the device."""
+def test_lists_are_for_ranges_that_are_known(worker: Worker, traced: bool) -> None:
+    """Documents that are traced are visited by a block a tile."""
     case = dict(formula="documents", h=4, g=2, n=200, m=200, d=32, blocks=2)
     found = worker.call("interpreted:judge_built", case, traced)
     assert not found["wrong"], found
