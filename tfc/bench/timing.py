@@ -1,5 +1,6 @@
 """Times functions on the device: many calls in one program, operands rotated, candidates in turn."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,14 @@ import jax
 __all__ = ["JaxRunner", "Runner", "TorchGraphRunner", "TorchRunner", "interleave"]
 
 CALLS = 20
-"""Calls in one sample: at 0.3 ms a call, one dispatch (about 50 us) would be 1 %; it is subtracted besides."""
+"""Calls of one program or between two events: at 0.3 ms a call, one dispatch (about 50 us) would be 1 %."""
+
+LASTING = 10.0
+"""Milliseconds that a sample of programs takes at least: they follow one another, and what the host is away from its
+turn now and then counts for little."""
+
+MOST = 100
+"""Programs of a sample at most."""
 
 
 class Runner(Protocol):
@@ -25,16 +33,18 @@ class JaxRunner:
     """A JAX function over several operand sets, which together exceed the L2 cache.
 
     One jitted program makes `CALLS` calls, each held back until the last has ended (an optimization barrier ties
-    them), so neither dispatch nor overlap enters; the time of a one-call program is subtracted.
+    them), so neither dispatch nor overlap enters. A sample is several such programs, dispatched without waiting; the
+    time of one of them is subtracted, and with it what the first dispatch and the last wait take.
     """
 
     function: Callable[..., Any]
     sets: Sequence[tuple[jax.Array, ...]]
 
     def __post_init__(self) -> None:
-        self.many, self.one = jax.jit(self.chain(CALLS + 1)), jax.jit(self.chain(1))
-        for program in (self.many, self.one, self.many, self.one):  # compile, then warm up
-            jax.block_until_ready(program(self.sets))
+        self.program = jax.jit(self.chain(CALLS))
+        for _ in range(2):  # compile, then warm up
+            self.timed(1)
+        self.runs = min(MOST, math.ceil(LASTING / self.timed(1)))
 
     def chain(self, calls: int) -> Callable[..., Any]:
         """A program of so many calls. It returns every result: an unread call would be dropped."""
@@ -52,14 +62,16 @@ class JaxRunner:
         return program
 
     def sample(self) -> float:
-        times = []
-        for program in (self.many, self.one):
-            # what ran before moved the results elsewhere, and a captured graph is first brought up to date then
-            jax.block_until_ready(program(self.sets))
-            start = time.perf_counter()
-            jax.block_until_ready(program(self.sets))
-            times.append(time.perf_counter() - start)
-        return 1e3 * (times[0] - times[1]) / CALLS
+        self.timed(1)  # what ran before moved the results elsewhere, and a captured graph is first brought up to date
+        return (self.timed(self.runs + 1) - self.timed(1)) / (self.runs * CALLS)
+
+    def timed(self, runs: int) -> float:
+        """Milliseconds until so many programs, one after another, have ended."""
+        start = time.perf_counter()
+        for _ in range(runs):
+            last = self.program(self.sets)
+        jax.block_until_ready(last)
+        return 1e3 * (time.perf_counter() - start)
 
 
 @dataclass
