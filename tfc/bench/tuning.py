@@ -153,7 +153,7 @@ class Device:
     def measured(self, task: Task) -> float:
         sets, known = self.given(task)
         runner = JaxRunner(self.function(task.kernel, task.eqn, task.config), sets)
-        far = _apart(known, runner.one(sets)[0])
+        far = _apart(known, runner.program(sets)[0])
         if not far <= WRONG:
             raise ValueError(f"its result is {far:.1e} from that of the configuration in use")
         return 1e3 * median(runner.sample() for _ in range(self.samples))

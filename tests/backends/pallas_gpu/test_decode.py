@@ -81,7 +81,8 @@ SLOW = {
     "one key", "head size 256", "head size 16", "head size 80 in one part", "head size 128", "float16", "no groups",
     "tiles of 128 keys", "first row of a cache", "lengths known", "a part for each tile", "pages",
     "int8, head size 32", "int8, head size 128", "float8", "float8 for float16", "more visits than a ring holds",
-    "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered", "parts that see nothing", "head size 96",
+    "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered",
+    "parts that see nothing", "head size 96",
 }  # fmt: skip
 
 
