@@ -419,9 +419,9 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     """The kernel as a function of (q, k, v, visits, *captured) that gives the parts' (out, lse).
 
     q: [B, G, rows, D], rows packed as `Rows` says, or [B, H / 8, 8, D] where `Plan.shared`. k, v: [B, M, G, D], M a
-    multiple of 8; or pages [P, page, G, D]; or rows of stacks, [S * B, ...] or [S * P, ...]. After `captured` follow, where the plan has them, the row of stacks,
-    int32 [1]; the table of pages, int32 [B, m / page]; the scales of k and of v, float32 [B or P, G, tokens], rows of
-    stacks like k and v, which reach to the end of the last tile.
+    multiple of 8; or pages [P, page, G, D]; or rows of stacks, [S * B, ...] or [S * P, ...]. After `captured` follow,
+    where the plan has them, the row of stacks, int32 [1]; the table of pages, int32 [B, m / page]; the scales of k and
+    of v, float32 [B or P, G, tokens], rows of stacks like k and v, which reach to the end of the last tile.
     visits: int32 [Br, Gr, words, splits], for each part a bit for each of its places, and their number above; Br is 1
     or B, Gr 1 or G. captured: [1 or B, 1 or G, 64] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
     of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32.
