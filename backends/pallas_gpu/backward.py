@@ -48,7 +48,8 @@ def configs_for(
     A consumer over keys holds two sums of 64 x D and two tiles of scores: at 128 these are 192 of its 240 registers.
     One over queries holds one sum. At 64 there is room for tiles of twice the width.
     more: the kernel over queries sums gradients of captured arrays too, or reads fields of the keys; intricate: the
-    score has functions with many values under way. Neither fits beside such tiles.
+    score has functions with many values under way. Neither fits beside such tiles, nor the former beside output
+    cotangents that are held in registers.
     keys: the kernel over keys sums gradients of captured arrays too; at 128 they do not fit beside both dk and dv,
     which then are a kernel each, for an eighth product.
     plain: the score is `s` and no field is read, which leaves room for a product that runs ahead.
@@ -61,7 +62,8 @@ def configs_for(
     if head_dim == 128 and keys:
         return {"q": Config(stages=4, ahead=True), "k": Config(stages=3), "v": Config(stages=4)}
     if head_dim == 128 or more or intricate or n <= 2 * ROWS:
-        return {"q": Config(stages=4, ahead=True), "kv": Config(stages=4, ahead=head_dim == 128 and plain)}
+        large, narrow = head_dim == 128, Config(stages=4)
+        return {"q": replace(narrow, ahead=True, held=large and not more), "kv": replace(narrow, ahead=large and plain)}
     wide = Config(columns=128, stages=3)
     return {"q": replace(wide, ahead=True), "kv": wide}
 

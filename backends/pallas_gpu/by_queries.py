@@ -124,6 +124,7 @@ class Consumer:
         self.lse = Placed(mosaic_load(mem.lse.at[numbers], ROW), (0,))
         self.delta = Placed(mosaic_load(mem.delta.at[numbers], ROW), (0,))
         self.pairs = Pairs(plan, place.batch, mem.captured, self.first)
+        self.do: Array | None = None
 
     def run(self) -> None:
         plan, mem = self.plan, self.mem
@@ -166,7 +167,7 @@ class Consumer:
         found = successive(
             mem.q_tile.at[mine],
             mem.k_ring.at[slot].T,
-            mem.do_tile.at[mine],
+            mem.do_tile.at[mine] if self.do is None else self.do,
             mem.v_ring.at[passed].T,
             pairs.less(tile, self.delta),
             between=lambda: plgpu.barrier_wait(mem.v_ready.at[passed]),
@@ -204,6 +205,8 @@ class Ahead(Consumer):
         none = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), ROW)
         plgpu.barrier_wait(mem.q_ready.at[self.wg])
         plgpu.barrier_wait(mem.do_ready.at[self.wg])
+        if plan.config.held and not plan.interpret:
+            self.do = mosaic_load(self.do_tile, plgpu.Layout.WGMMA)
         first = self.place.meetings.first(self.place.head)
         count, start, *_ = first
         dq = empty_sums(plan.head_dim)

@@ -39,7 +39,7 @@ class Config:
     columns: a multiple of 64, as a product takes its weights from registers 64 columns at a time. stages: tiles of
     the other side in a ring. ahead: the last product of a tile runs beside the next tile's (its operand then stays
     in registers for as long). passing: tiles in the ring of values or of output cotangents, which are left earlier than
-    the others; 0: as many.
+    the others; 0: as many. held: the kernel over queries keeps their output cotangents in registers.
     """
 
     consumers: int = 2
@@ -47,6 +47,7 @@ class Config:
     stages: int = 2
     ahead: bool = False
     passing: int = 0
+    held: bool = False
 
     def __post_init__(self) -> None:
         if self.ahead and self.stages < 2:
