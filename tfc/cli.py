@@ -288,6 +288,8 @@ def run(
 )
 @click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention`; each in turn if left out.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
+@click.option("--jobs", default=1, type=click.IntRange(min=1), metavar="N", help="Of `attention` and `decode`: prepare "
+              "cases in N processes at once; they measure one after another.")  # fmt: skip
 @click.option("--folder", default="benchmarks", metavar="DIR", help="Where results are kept.")
 @click.option("--no-save", is_flag=True, help="Print only.")
 @click.option("--render", is_flag=True, help="Measure nothing; rewrite the tables of the READMEs from the results.")
@@ -297,6 +299,7 @@ def bench(
     only: str,
     direction: str | None,
     samples: int,
+    jobs: int,
     folder: str,
     no_save: bool,
     render: bool,
@@ -319,7 +322,7 @@ def bench(
         return command.render(Path(folder))
     peers = command.SUITES.get(suite or "", "") if against is None else against
     named = [p for p in peers.split(",") if p]
-    return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction)
+    return command.bench(suite or "", named, only, samples, Path(folder), not no_save, direction, jobs)
 
 
 @cli.command(short_help="Measure block sizes of kernels and keep them.")

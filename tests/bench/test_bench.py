@@ -34,7 +34,7 @@ from tfc.bench.cases import (
 from tfc.bench.chart import bars
 from tfc.bench.peers import Form, Operands, Peer, PeerRefusal, Prepared, prepared
 from tfc.bench.results import Row, kernel_hash, latest, markdown, read
-from tfc.bench.timing import CALLS, MOST, JaxRunner
+from tfc.bench.timing import CALLS, JaxRunner
 from tfc.commands.bench import bench, charted, render, require_host, section
 from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
@@ -98,7 +98,7 @@ def test_a_case_beside_another(case: AttentionCase, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timing, "CALLS", 1)
     monkeypatch.setitem(attention.PEERS, "jax", Peer("jax", _jax, ("jax",)))
     cpu = Target(name="cpu", platform="cpu", matmul_flops=1e9, bandwidth=1e12)
-    (outcome,) = attention.run(XLA, cpu, ["jax"], samples=1, directions=["forward"])
+    (outcome,) = attention.run(XLA, cpu, ["jax"], chosen=[(case, "forward")], samples=1)
     rows = {row.peer: row for row in outcome.rows}
     assert rows["own"].beside == "small" and rows["own"].errors["xla"] < 5e-3
     assert rows["own"].quality["beside_tiles"] == 2 * 6 and rows["own"].quality["tiles"] >= 2 * 6
@@ -192,7 +192,7 @@ def test_a_case_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row.direction == outcome.direction and row.ours_ms > 0 and set(row.errors) == {"xla", "jax"}
         assert max(row.errors.values()) < attention.GRADIENTS
     assert both.rows[0].floor_ms == pytest.approx(3.5 * forward.rows[0].floor_ms)
-    (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], samples=1, directions=["both"])
+    (outcome,) = attention.run(replace(XLA, differentiable=False), cpu, ["jax"], chosen=[(case, "both")], samples=1)
     assert not outcome.rows and outcome.refusals == {"xla": "has no gradient of its own"}
 
 
@@ -232,11 +232,25 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         list(attention.run(broken, Target(name="cpu", platform="cpu"), [], samples=1))
 
 
+def test_a_wrong_case_keeps_no_other_from_its_turn() -> None:
+    def prepare(case: int) -> int:
+        if case == 1:
+            raise attention.BenchError("wrong")
+        return 10 * case
+
+    said = list[str]()
+    found = attention.prepared_first(prepare, [0, 1, 2], lambda: said.append("turn"))
+    assert next(found) == (0, 0) and said == ["turn"]
+    assert next(found) == (2, 20)
+    with pytest.raises(attention.BenchError, match="wrong"):
+        next(found)
+    assert next(attention.prepared_first(prepare, [3, 1], None)) == (3, 30), "one after another"
+
+
 def test_a_runner_times_single_calls() -> None:
     x = jnp.ones((256, 256))
     runner = JaxRunner(lambda a: jnp.sort(a), [(x,), (x + 1,)])
     assert 0 < runner.sample() < 1e3
-    assert 1 <= runner.runs <= MOST
     # none dropped, none merged
     assert (runner.program.lower(runner.sets).compile().as_text() or "").count(" sort(") == CALLS
 

@@ -18,16 +18,17 @@ from tfc.backends.pallas_gpu import attention as forward
 from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.reference.program import define
 from tfc.backends.xla.attention import KERNEL as XLA
-from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction, among
+from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction
 from tfc.bench.peers import PEERS, Operands, Peer, PeerRefusal, prepared
 from tfc.bench.results import Row, kernel_hash
+from tfc.bench.side_by_side import Turn
 from tfc.bench.timing import JaxRunner, Runner, interleave
 from tfc.formula.expr import Const, conjuncts
 from tfc.ir.ops import P
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["BenchError", "Outcome", "captured", "run"]
+__all__ = ["BenchError", "Outcome", "captured", "matrix_rate", "prepared_first", "run"]
 
 ROTATED = 200e6
 """Bytes of operands in rotation: four times the 50 MB L2 cache of Hopper."""
@@ -292,16 +293,22 @@ def run(
     target: Target,
     against: Sequence[str],
     *,
-    only: str = "",
+    chosen: Sequence[tuple[AttentionCase, Direction]] | None = None,
     samples: int = 15,
-    directions: Sequence[Direction] = DIRECTIONS,
+    rate: float | None = None,
+    turn: Turn | None = None,
 ) -> Iterator[Outcome]:
-    """Every case of the suite whose name has one of the texts of `only`, one after another, in each direction. Raises
-    BenchError on a wrong result."""
+    """The chosen cases, or all of the suite, one after another, each in its direction. rate: the matrix rate in FLOP/s,
+    measured here where it is not given. turn: where other processes measure, too; all cases are prepared first.
+
+    Raises BenchError on a wrong result; with `turn` after the outcomes of the others.
+    """
     peers = [PEERS[name] for name in against]
     device = jax.devices()[0].device_kind
     versions = {"jax": jax.__version__}
-    rate = matrix_rate() if target.platform == "gpu" else target.matmul_flops
+    if rate is None:
+        rate = matrix_rate() if target.platform == "gpu" else target.matmul_flops
+    asked = list(product(ATTENTION, DIRECTIONS)) if chosen is None else chosen
 
     def rows_of(
         times: dict[str, list[float]], case: AttentionCase, direction: Direction, found: Served
@@ -324,10 +331,32 @@ def run(
                 quality={} if other is None else _tiles_of(case, other),
             )  # fmt: skip
 
-    for case, direction in product([c for c in ATTENTION if among(c.name, only)], directions):
-        found = _prepare(case, direction, kernel, target, peers)
+    for (case, direction), found in prepared_first(lambda asked: _prepare(*asked, kernel, target, peers), asked, turn):
         for peer in peers:
             if peer.name in found.runners:
                 versions |= peer.versions()
         times = interleave(found.runners, samples)
         yield Outcome(case, direction, tuple(rows_of(times, case, direction, found)), found.refusals)
+
+
+def prepared_first[Case, Made](
+    prepare: Callable[[Case], Made], cases: Sequence[Case], turn: Turn | None
+) -> Iterator[tuple[Case, Made]]:
+    """Each case with what `prepare` makes of it, when it is asked for; or, where there is a turn to wait for, all of
+    them before it. Raises BenchError as `prepare` does, then after the others."""
+    if turn is None:
+        for case in cases:
+            yield case, prepare(case)
+        return
+    made: list[tuple[Case, Made]] = []
+    wrong: list[BenchError] = []
+    for case in cases:
+        try:
+            made.append((case, prepare(case)))
+        except BenchError as error:
+            wrong.append(error)
+    turn()
+    while made:
+        yield made.pop(0)  # and its arrays are let go
+    if wrong:
+        raise BenchError("; ".join(map(str, wrong)))

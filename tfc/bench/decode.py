@@ -19,10 +19,11 @@ from tfc.backends.bounds import visited_tiles
 from tfc.backends.kernel import Kernel, Target
 from tfc.backends.pallas_gpu import decode as kernels
 from tfc.backends.reference.program import define
-from tfc.bench.attention import OWN, ROTATED, WRONG, BenchError
+from tfc.bench.attention import OWN, ROTATED, WRONG, BenchError, prepared_first
 from tfc.bench.decode_peers import PEERS
 from tfc.bench.peers import Operands, PeerRefusal
 from tfc.bench.results import Row, kernel_hash
+from tfc.bench.side_by_side import Turn
 from tfc.bench.timing import JaxRunner, Runner, interleave
 from tfc.formula.expr import Kind, Load, Token, apply
 from tfc.ir.ops import Attention
@@ -220,6 +221,41 @@ def bandwidths(samples: int = 7, size: int = 2**28, rows: int = 8192, columns: i
     return {f"{name}_tb_s": moved[name] / (1e-3 * median(times[name])) / 1e12 for name in moved}
 
 
+@dataclass(frozen=True)
+class Served:
+    """Who serves a case, what each is away from what is right, and who takes no part and why."""
+
+    runners: dict[str, Runner]
+    errors: dict[str, float]
+    refusals: dict[str, str]
+
+
+def _prepare(case: DecodeCase, kernel: Kernel, target: Target, against: Sequence[str]) -> Served:
+    """Us and every peer that serves the case. Raises BenchError where what we give is wrong."""
+    sets = operand_sets(case)
+    serve = built(case, kernel, target)
+    if isinstance(serve, str):
+        return Served({}, {}, {kernel.name: serve})
+    runners: dict[str, Runner] = {kernel.name: JaxRunner(serve, sets)}
+    errors = {kernel.name: _right(case, kernel, serve, sets)}
+    refusals: dict[str, str] = {}
+    if case.beside is not None and not isinstance(other := built(case.beside, kernel, target), str):
+        others = operand_sets(case.beside)
+        errors[OWN], runners[OWN] = _right(case.beside, kernel, other, others), JaxRunner(other, others)
+    for name in against:
+        try:
+            runner, result = PEERS[name].prepare(case, sets)
+            error = distance(case, result(), sets[0])
+            if not error <= WRONG:
+                raise PeerRefusal(f"what it gives is {error:.1e} from what is right")
+            runners[name], errors[name] = runner, error
+        except PeerRefusal as refusal:
+            refusals[name] = str(refusal)
+        except Exception as error:  # a peer may raise anything; what it said is the result
+            refusals[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    return Served(runners, errors, refusals)
+
+
 def run(
     kernel: Kernel,
     target: Target,
@@ -228,39 +264,23 @@ def run(
     cases: Sequence[DecodeCase] = DECODE,
     samples: int = 15,
     reached: dict[str, float] | None = None,
+    turn: Turn | None = None,
 ) -> Iterator[Outcome]:
-    """Every case, one after another. reached: bandwidths, measured here where they are not given.
+    """Every case, one after another. reached: bandwidths, measured here where they are not given. turn: where other
+    processes measure, too; all cases are prepared first.
 
-    Raises BenchError where what the kernel gives is wrong.
+    Raises BenchError where what the kernel gives is wrong; with `turn` after the outcomes of the others.
     """
     device, reached = jax.devices()[0].device_kind, reached or bandwidths()
     rate = 1e12 * max(reached.values())
     versions = {"jax": jax.__version__}
-    for case in cases:
-        sets = operand_sets(case)
-        serve = built(case, kernel, target)
-        if isinstance(serve, str):
-            yield Outcome(case, (), {kernel.name: serve})
+    for case, found in prepared_first(lambda case: _prepare(case, kernel, target, against), cases, turn):
+        if kernel.name not in found.runners:
+            yield Outcome(case, (), found.refusals)
             continue
-        runners: dict[str, Runner] = {kernel.name: JaxRunner(serve, sets)}
-        errors = {kernel.name: _right(case, kernel, serve, sets)}
-        refusals: dict[str, str] = {}
-        if case.beside is not None and not isinstance(other := built(case.beside, kernel, target), str):
-            others = operand_sets(case.beside)
-            errors[OWN], runners[OWN] = _right(case.beside, kernel, other, others), JaxRunner(other, others)
-        for name in against:
-            try:
-                runner, result = PEERS[name].prepare(case, sets)
-                error = distance(case, result(), sets[0])
-                if not error <= WRONG:
-                    raise PeerRefusal(f"what it gives is {error:.1e} from what is right")
-                runners[name], errors[name] = runner, error
-                versions |= PEERS[name].versions()
-            except PeerRefusal as refusal:
-                refusals[name] = str(refusal)
-            except Exception as error:  # a peer may raise anything; what it said is the result
-                refusals[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-        times = interleave(runners, samples)
+        for name in found.runners.keys() & set(against):
+            versions |= PEERS[name].versions()
+        times, errors = interleave(found.runners, samples), found.errors
         ours = median(times[kernel.name])
         rows = []
         for name in [n for n in times if n != kernel.name]:
@@ -277,7 +297,7 @@ def run(
                 command=f"tfc bench decode --against {','.join(against)}", quality=quality,
                 beside=beside.name if beside else "",
             ))  # fmt: skip
-        yield Outcome(case, tuple(rows), refusals)
+        yield Outcome(case, tuple(rows), found.refusals)
 
 
 def _right(case: DecodeCase, kernel: Kernel, serve: Callable[..., jax.Array], sets: Sequence[Operands]) -> float:

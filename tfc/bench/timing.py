@@ -11,8 +11,8 @@ import jax
 
 __all__ = ["JaxRunner", "Runner", "TorchGraphRunner", "TorchRunner", "interleave"]
 
-CALLS = 20
-"""Calls of one program or between two events: at 0.3 ms a call, one dispatch (about 50 us) would be 1 %."""
+CALLS = 12
+"""Calls of one program or between two events."""
 
 LASTING = 10.0
 """Milliseconds that a sample of programs takes at least: they follow one another, and what the host is away from its
@@ -42,9 +42,7 @@ class JaxRunner:
 
     def __post_init__(self) -> None:
         self.program = jax.jit(self.chain(CALLS))
-        for _ in range(2):  # compile, then warm up
-            self.timed(1)
-        self.runs = min(MOST, math.ceil(LASTING / self.timed(1)))
+        self.timed(2)  # compile, then warm up
 
     def chain(self, calls: int) -> Callable[..., Any]:
         """A program of so many calls. It returns every result: an unread call would be dropped."""
@@ -63,7 +61,9 @@ class JaxRunner:
 
     def sample(self) -> float:
         self.timed(1)  # what ran before moved the results elsewhere, and a captured graph is first brought up to date
-        return (self.timed(self.runs + 1) - self.timed(1)) / (self.runs * CALLS)
+        one = self.timed(1)
+        more = min(MOST, math.ceil(LASTING / one))
+        return (self.timed(1 + more) - one) / (more * CALLS)
 
     def timed(self, runs: int) -> float:
         """Milliseconds until so many programs, one after another, have ended."""

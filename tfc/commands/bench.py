@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfc.bench.results import Row, latest, markdown, read, write
 from tfc.diagnostics import Diagnostic, TfcError
 
 if TYPE_CHECKING:
     from tfc.backends.kernel import Target
+    from tfc.bench.side_by_side import Turn
 
 __all__ = ["SUITES", "bench", "charted", "render", "require_host", "section", "shown"]
 
@@ -33,9 +35,11 @@ def bench(
     folder: Path,
     save: bool,
     direction: str | None = None,
+    jobs: int = 1,
 ) -> int:
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
-    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each.
+    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each. jobs: in how many processes
+    cases are prepared at once; they measure one after another.
 
     Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
@@ -47,7 +51,7 @@ def bench(
         case "minilm":
             return _minilm(against, only, samples, folder, save)
         case "attention" | "decode":
-            return _on_hopper(suite, against, only, samples, folder, save, direction)
+            return _on_hopper(suite, against, only, samples, folder, save, direction, jobs)
     raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help=f"suites are: {', '.join(SUITES)}"))
 
 
@@ -59,12 +63,16 @@ def _on_hopper(
     folder: Path,
     save: bool,
     direction: str | None,
+    jobs: int,
 ) -> int:
     """The suites of pallas_gpu's kernels; with `save`, rows under folder/results/<device>."""
     from tfc.bench.attention import BenchError
+    from tfc.bench.side_by_side import Failed, share_memory
     from tfc.targets import resolve
 
     _check(suite, against, only)
+    if jobs > 1:
+        share_memory()
     target = resolve("auto")
     if target.platform != "gpu" or target.capability != 9.0:
         raise TfcError(
@@ -77,7 +85,7 @@ def _on_hopper(
     require_host()
     rows: list[Row] = []
     try:
-        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction):
+        for case, found, refusals in _outcomes(suite, target, against, only, samples, direction, jobs):
             rows += found
             for row in found:
                 peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
@@ -92,7 +100,7 @@ def _on_hopper(
                 print(f"{case:32} {name} takes no part: {reason}", flush=True)
             if save and found:
                 _kept(folder, found[0].device.lower().replace(" ", "_"), found)
-    except BenchError as error:
+    except (BenchError, Failed) as error:
         print(f"not timed: {error}", file=sys.stderr)
         return 1
     print(markdown(rows), end="")
@@ -129,20 +137,55 @@ def _check(suite: str, against: Sequence[str], only: str) -> None:
 
 
 def _outcomes(
-    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None
+    suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None, jobs: int
 ) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
     """Of each case: its name and direction, its rows, who takes no part and why."""
-    from tfc.backends.pallas_gpu import backward
-    from tfc.backends.pallas_gpu import decode as few
     from tfc.bench import attention, cases, decode
+    from tfc.bench.side_by_side import side_by_side
+    from tfc.commands.progress import counted
 
+    chosen: list[Any]
+    reached: dict[str, float] | float | None = None
     if suite == "decode":
         chosen = [c for c in decode.DECODE if cases.among(c.name, only)]
-        for found in decode.run(few.KERNEL, target, against, cases=chosen, samples=samples):
-            yield found.case.name, found.rows, found.refusals
+    else:
+        directions = [d for d in cases.DIRECTIONS if direction in (None, d)]
+        chosen = [(c, d) for c in cases.ATTENTION if cases.among(c.name, only) for d in directions]
+    if jobs == 1:
+        yield from _measured(suite, target, against, samples, reached, chosen, None)
         return
-    directions: list[cases.Direction] = [d for d in cases.DIRECTIONS if direction in (None, d)]
-    for outcome in attention.run(backward.KERNEL, target, against, only=only, samples=samples, directions=directions):
+    reached = decode.bandwidths() if suite == "decode" else attention.matrix_rate()
+    work = partial(_measured, suite, target, against, samples, reached)
+    with counted("cases prepared", len(chosen)) as step:
+
+        def prepared(count: int) -> None:
+            for _ in range(count):
+                step("prepared")
+
+        yield from side_by_side(work, chosen, jobs, prepared)
+
+
+def _measured(
+    suite: str,
+    target: "Target",
+    against: Sequence[str],
+    samples: int,
+    reached: Any,
+    chosen: Sequence[Any],
+    turn: "Turn | None",
+) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
+    """Of each chosen case its name and direction, its rows, who takes no part and why. reached: the device's rates."""
+    from tfc.backends.pallas_gpu import backward
+    from tfc.backends.pallas_gpu import decode as few
+    from tfc.bench import attention, decode
+
+    if suite == "decode":
+        found = decode.run(few.KERNEL, target, against, cases=chosen, samples=samples, reached=reached, turn=turn)
+        yield from ((outcome.case.name, outcome.rows, outcome.refusals) for outcome in found)
+        return
+    for outcome in attention.run(
+        backward.KERNEL, target, against, chosen=chosen, samples=samples, rate=reached, turn=turn
+    ):
         yield f"{outcome.case.name} {outcome.direction}", outcome.rows, outcome.refusals
 
 
