@@ -184,6 +184,7 @@ FUNCTIONS: Mapping[str, Any] = {
     "log": jnp.log,
     "log1p": jnp.log1p,
     "tanh": jnp.tanh,
+    "approximate_tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "erf": lax.erf,
     "sin": jnp.sin,

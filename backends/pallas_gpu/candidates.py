@@ -16,7 +16,7 @@ __all__ = ["Fields", "candidates", "kernels_of"]
 Fields = Mapping[str, Any]
 
 CHOSEN = ("consumers", "block_k", "stages", "persistent", "columns", "ahead", "passing")
-"""The fields that are chosen by time alone. How functions are computed is not: it changes results."""
+"""The fields that are chosen by time."""
 
 
 def kernels_of(eqn: Eqn, target: Target) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tfc.backends.formula import LOG2E
-from tfc.backends.pallas_gpu.forms import Functions
 from tfc.formula.arithmetic import NOTHING_KNOWN
 from tfc.formula.expr import (
     Apply,
@@ -56,19 +55,12 @@ def _share(factor: float, x: Expr) -> Expr:
     return apply("div", ONE, apply("add", ONE, _exp2(factor, x)))
 
 
-OPENED: Mapping[Functions, Opened] = {
-    "accurate": {
-        "tanh": lambda x: apply("sub", ONE, apply("mul", Const(2.0), _share(2 * LOG2E, x))),
-        "sigmoid": lambda x: _share(-LOG2E, x),
-        "exp": lambda x: _exp2(LOG2E, x),
-    },
-    "balanced": {"exp": lambda x: _exp2(LOG2E, x)},
-    "hardware": {
-        "sigmoid": lambda x: apply("add", HALF, apply("mul", HALF, apply("tanh", apply("mul", HALF, x)))),
-        "exp": lambda x: _exp2(LOG2E, x),
-    },
+OPENED: Opened = {
+    "tanh": lambda x: apply("sub", ONE, apply("mul", Const(2.0), _share(2 * LOG2E, x))),
+    "sigmoid": lambda x: _share(-LOG2E, x),
+    "exp": lambda x: _exp2(LOG2E, x),
 }
-"""By choice of functions (`forms.py`), those whose form is a formula: its constants fold with those around it."""
+"""Functions whose form in the kernel is a formula: its constants fold with those around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +89,13 @@ class Exponent:
 
 
 @lru_cache(maxsize=256)
-def exponent(score: Expr, scale: float, functions: Functions, tokens: int) -> Exponent:
+def exponent(score: Expr, scale: float, tokens: int) -> Exponent:
     """The exponent of a score formula over `s`, the scaled product. tokens: no position is beyond it, nor a query's
     before its negative."""
     scaled = substitute(score, {S: apply("mul", Const(scale), RAW)})
-    forms = OPENED[functions]
 
     def opened(node: Expr) -> Expr | None:
-        return forms[node.fn](*node.args) if isinstance(node, Apply) and node.fn in forms else None
+        return OPENED[node.fn](*node.args) if isinstance(node, Apply) and node.fn in OPENED else None
 
     factor, core, shift = _affine(_reals(rewrite(scaled, opened), tokens))
     return Exponent(core, factor * LOG2E, shift * LOG2E, span_of(score, tokens))

@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from tfc.backends.pallas_gpu.exponent import Exponent, exponent
-from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.pallas_gpu.weighing import Weighing, weighing
 from tfc.formula.expr import Apply, Expr, Load, walk
 from tfc.ir.ops import P
@@ -32,7 +31,6 @@ class Config:
 
     consumers: 2 or 3. block_k: a multiple of 64, as P V takes its weights from registers 64 columns at a time.
     persistent: blocks take query tiles off lists, where the visited ranges are known when the call is traced.
-    functions: how formulas' functions are computed (`forms.py`).
     bounded: a bound of the scores, where there is one, stands for each row's largest.
     """
 
@@ -40,7 +38,6 @@ class Config:
     block_k: int = 128
     stages: int = 2
     persistent: bool = False
-    functions: Functions = "accurate"
     bounded: bool = True
 
     @property
@@ -91,7 +88,7 @@ class Plan:
     @property
     def exponent(self) -> Exponent:
         """What a score is to its weight, computed of the product without the scale."""
-        return exponent(self.score, self.scale, self.config.functions, max(self.n, self.m))
+        return exponent(self.score, self.scale, max(self.n, self.m))
 
     @property
     def base(self) -> float | None:

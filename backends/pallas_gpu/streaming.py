@@ -22,9 +22,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from tfc.backends.formula import LOG2E, Placed, Tile
+from tfc.backends.formula import LOG2E, MOSAIC_GPU, Placed, Tile
 from tfc.backends.pallas_gpu.exponent import RAW
-from tfc.backends.pallas_gpu.forms import FORMS
 from tfc.backends.pallas_gpu.mma import mma, paired, product
 from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan
 from tfc.backends.pallas_gpu.visits import Memory, Range, Visits, each, here
@@ -134,7 +133,7 @@ class Rows:
                     ref = self.captured[slot]
                     first = key_tile * block_k
                     leaves[node] = Placed(tokens(ref, self.visits.batch, first, block_k, COLUMN, kind), (1,))
-        return Tile((ROWS, block_k), leaves, FORMS[self.plan.config.functions])
+        return Tile((ROWS, block_k), leaves, MOSAIC_GPU)
 
     def key_positions(self, key_tile: Any) -> Placed:
         block_k = self.plan.config.block_k
@@ -221,14 +220,14 @@ class Rows:
 
     def results(self, out: Array, stats: Stats) -> tuple[Array, Array | None]:
         """The sums, divided and multiplied by what their rows share, and a softmax's log-sum-exp [64]."""
-        row, forms = self.plan.weighing.row, FORMS[self.plan.config.functions]
+        row = self.plan.weighing.row
         if not stats:
-            return out * Tile((ROWS, ROWS), {}, forms).evaluate(row).value, None
+            return out * Tile((ROWS, ROWS), {}, MOSAIC_GPU).evaluate(row).value, None
         total, exponent = stats[-1], self.plan.exponent
         top: Any = self.plan.base if len(stats) == 1 else stats[0] + exponent.shift
         lse = top * (1 / LOG2E) + jnp.log(total)
         known = {**self.leaves, LSE: Placed(jnp.where(total == 0, 0.0, lse), (0,))}
-        share = Tile((ROWS, ROWS), known, forms).evaluate(row)
+        share = Tile((ROWS, ROWS), known, MOSAIC_GPU).evaluate(row)
         shared = jnp.where(total == 0, 0.0, share.value / total)
         return out * lax.broadcast_in_dim(shared, out.shape, (0,)), lse
 

@@ -94,6 +94,7 @@ _MEANING: Mapping[str, Callable[..., Array]] = {
     "log": jnp.log,
     "log1p": jnp.log1p,
     "tanh": jnp.tanh,
+    "approximate_tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "erf": lax.erf,
     "sin": jnp.sin,

@@ -90,6 +90,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "log": jnp.log,
     "log1p": jnp.log1p,
     "tanh": jnp.tanh,
+    "approximate_tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "erf": lax.erf,
     "sin": jnp.sin,

@@ -26,6 +26,7 @@ def _normal_quantile(x: float) -> float:
 
 _REAL: Mapping[str, Callable[[float], float]] = {
     "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "log1p": math.log1p, "tanh": math.tanh,
+    "approximate_tanh": math.tanh,
     "erf": math.erf, "sin": math.sin, "cos": math.cos,
     "rsqrt": lambda x: 1 / math.sqrt(x),
     "exp2": lambda x: 2.0**x,

@@ -165,7 +165,8 @@ _PYTHON: dict[str, Callable[..., Any]] = {
     "lt": lambda x, y: x < y, "le": lambda x, y: x <= y, "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,
     "min": min, "max": max, "abs": abs, "sign": lambda x: 1.0 if x >= 0 else -1.0, "round": round, "floor": math.floor,
     "sqrt": math.sqrt, "rsqrt": lambda x: 1 / math.sqrt(x), "exp": math.exp, "exp2": lambda x: 2**x, "log": math.log,
-    "log1p": math.log1p, "tanh": math.tanh, "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "erf": math.erf,
+    "log1p": math.log1p, "tanh": math.tanh, "approximate_tanh": math.tanh,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "erf": math.erf,
     "sin": math.sin, "cos": math.cos,
 }  # fmt: skip
 

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import pytest
 
 from tfc.backends.kernel import Kernel, Target
-from tfc.backends.pallas_gpu import attention as forward
-from tfc.backends.pallas_gpu.backward import KERNEL
 from tfc.backends.reference.attention import masked
 from tfc.backends.xla.attention import KERNEL as XLA
 from tfc.bench import attention, results, timing
@@ -40,7 +38,6 @@ from tfc.diagnostics import TfcError
 from tfc.formula.expr import Const, Token, apply
 from tfc.ir.ops import Attention, Masked
 from tfc.ir.program import Eqn
-from tfc.targets import resolve
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*.jsonl"))
@@ -108,22 +105,6 @@ def test_a_case_beside_another(case: AttentionCase, monkeypatch: pytest.MonkeyPa
         assert "jax" not in rows and "from what is right" in outcome.refusals["jax"]
     text = markdown(outcome.rows)
     assert "| beside | by |" in text and f"| {case.name} | forward | small | own |" in text
-
-
-def test_forms_of_functions_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The approximate form changes the kernel's configuration alone, has no gradient, and no other kernel has it."""
-    h200 = resolve("h200")
-    (case,) = (c for c in ATTENTION if c.functions == "hardware")
-    made = []
-    monkeypatch.setattr(forward, "call", lambda plan: made.append(plan) or (lambda *x: x[:2]))
-    for kernel in (KERNEL, attention.formed(KERNEL, case.functions)):
-        shapes = [jax.ShapeDtypeStruct(a.type.ints, jnp.bfloat16) for a in case.eqn().args]
-        jax.eval_shape(kernel.build(case.eqn(), replace(h200, interpret=True)), *shapes)
-    assert [plan.config.functions for plan in made] == ["accurate", "hardware"]
-    assert replace(made[1], config=made[0].config) == made[0]
-    assert attention.formed(KERNEL, "hardware").gradient is None
-    with pytest.raises(attention.BenchError, match="has no `hardware` functions"):
-        attention.formed(XLA, "hardware")
 
 
 def test_peers_say_a_case_in_their_own_words_or_refuse() -> None:

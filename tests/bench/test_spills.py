@@ -8,7 +8,6 @@ import pytest
 
 from tfc import aot
 from tfc.backends.pallas_gpu.attention import KERNEL
-from tfc.bench.attention import formed
 from tfc.bench.cases import ATTENTION, AttentionCase
 from tfc.ir.types import DType
 from tfc.targets import resolve
@@ -25,7 +24,7 @@ CASES = {case.name: case for one in ATTENTION for case in (one, one.beside) if c
 def test_no_benchmarked_kernel_spills(case: AttentionCase) -> None:
     if lacking := aot.missing("h200"):
         (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
-    target, eqn, kernel = resolve("h200"), case.eqn(), formed(KERNEL, case.functions)
+    target, eqn, kernel = resolve("h200"), case.eqn(), KERNEL
     assert kernel.refuse(eqn, target) is None
     shapes = [jax.ShapeDtypeStruct(a.type.ints, DTYPES[a.type.dtype]) for a in eqn.args]
     done = aot.compile_for("h200", kernel.build(eqn, target), *shapes)

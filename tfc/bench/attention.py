@@ -14,8 +14,6 @@ import numpy as np
 from tfc.backends.bounds import visited_tiles
 from tfc.backends.gradients import differentiable
 from tfc.backends.kernel import Kernel, Target
-from tfc.backends.pallas_gpu import attention as forward
-from tfc.backends.pallas_gpu.forms import Functions
 from tfc.backends.reference.program import define
 from tfc.backends.xla.attention import KERNEL as XLA
 from tfc.bench.cases import ATTENTION, CAUSAL, DIRECTIONS, SEGMENTS, AttentionCase, Direction
@@ -25,7 +23,6 @@ from tfc.bench.side_by_side import Turn
 from tfc.bench.timing import JaxRunner, Runner, interleave
 from tfc.formula.expr import Const, conjuncts
 from tfc.ir.ops import P
-from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
 __all__ = ["BenchError", "Outcome", "captured", "matrix_rate", "prepared_first", "run"]
@@ -194,32 +191,16 @@ class Served:
     elsewhere: frozenset[str] = frozenset()
 
 
-def formed(kernel: Kernel, functions: Functions) -> Kernel:
-    """The kernel with formulas' functions of that form. Raises BenchError where it has none."""
-    if functions == "accurate":
-        return kernel
-    if kernel.name != "pallas_gpu":
-        raise BenchError(f"{kernel.name} has no `{functions}` functions")
-
-    def build(eqn: Eqn, target: Target) -> Callable[..., tuple[jax.Array, ...]]:
-        return forward.build(eqn, target, replace(forward.config_of(eqn, target), functions=functions))
-
-    def refuse(eqn: Eqn, target: Target) -> str | None:
-        return forward.refuse(eqn, target)
-
-    return replace(kernel, build=build, refuse=refuse, gradient=None)
-
-
 def _ours(
     case: AttentionCase, direction: Direction, kernel: Kernel, target: Target, sets: Sequence[Operands]
 ) -> tuple[Runner, tuple[jax.Array, ...], float] | str:
     """The kernel on a case: what times it, what it gives of the first operands, and its distance to the definition; or
     why it refuses. Distances of gradients are of a shorter problem."""
-    kernel, eqn = formed(kernel, case.functions), case.eqn()
+    eqn = case.eqn()
     reason = kernel.refuse(eqn, target)
     if direction == "both" and not kernel.differentiable:
-        own, form = kernel.gradient, "" if case.functions == "accurate" else f" by `{case.functions}` functions"
-        reason = reason or (f"has no gradient of its own{form}" if own is None else own.refuse(eqn, target))
+        own = kernel.gradient
+        reason = reason or ("has no gradient of its own" if own is None else own.refuse(eqn, target))
     if reason:
         return reason
     built = differentiable(kernel, eqn, target, XLA)

@@ -38,8 +38,8 @@ def window(size: int) -> Expr:
     return apply("lt", apply("abs", apply("sub", Q, K)), Const(size))
 
 
-def softcap(cap: float) -> Expr:
-    return apply("mul", Const(cap), apply("tanh", apply("div", S, Const(cap))))
+def softcap(cap: float, tanh: str = "tanh") -> Expr:
+    return apply("mul", Const(cap), apply(tanh, apply("div", S, Const(cap))))
 
 
 def alibi(slot: int, score: Expr = S) -> Expr:
@@ -66,7 +66,7 @@ class AttentionCase:
 
     batch x length x heads x head_dim in bf16; captured: what the formulas' slots hold, filled by `attention.py`.
     documents: the lengths of a row's documents, where the mask keeps them apart. prefix: tokens of each document that
-    all of it sees. functions: how the kernel computes formulas' functions (`pallas_gpu/forms.py`).
+    all of it sees.
     """
 
     name: str
@@ -83,7 +83,6 @@ class AttentionCase:
     ALiBi, a head each."""
     documents: tuple[int, ...] = ()
     prefix: int = 0
-    functions: Literal["accurate", "hardware"] = "accurate"
     beside: "AttentionCase | None" = None
     """Another attention that our kernel is measured on in the same run, to compare times and visited tiles with."""
 
@@ -206,7 +205,7 @@ ATTENTION: tuple[AttentionCase, ...] = (
     _plain(4096, 64, True),
     _formula("documents1024", and_all(CAUSAL, SEGMENTS), captured=("segments q", "segments k"), documents=_EVEN),
     _formula("softcap20", score=softcap(20.0)),
-    _formula("softcap20 approximate", score=softcap(20.0), functions="hardware"),
+    _formula("softcap20 approximate", score=softcap(20.0, "approximate_tanh")),
     _formula("alibi", score=alibi(0), captured=("slopes",)),
     _PLAIN,
     _formula(

@@ -61,7 +61,7 @@ class Form:
             case Apply("sub", (inner, Apply("mul", (Read(slot, _, _), _)))):
                 score, slopes = inner, slot
         match score:
-            case Apply("mul", (Const(c), Apply("tanh", _))):
+            case Apply("mul", (Const(c), Apply("tanh" | "approximate_tanh", _))):  # each computes its own tanh
                 cap = float(c)
             case _ if score != S:
                 raise PeerRefusal(f"no argument says `{case.score}`")

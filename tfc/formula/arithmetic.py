@@ -14,6 +14,7 @@ from tfc.formula.scalar import INT_MAX, INT_MIN, SCALAR, Number, element, power,
 
 __all__ = [
     "APPROXIMATE",
+    "COARSE",
     "FLAT",
     "HOST",
     "NOTHING_KNOWN",
@@ -49,6 +50,9 @@ APPROXIMATE = 2.0**-14
 
 FLAT = 2.0**-16
 """Absolute width for functions whose relative accuracy is lost near a zero: log, tanh, erf, sin, cos."""
+
+COARSE = 2.0**-10
+"""Absolute width for what is asked for approximately, to 2^-11 of itself and no value beyond 1."""
 
 LARGEST = (2 - 2**-23) * 2.0**127
 

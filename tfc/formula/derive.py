@@ -119,6 +119,7 @@ DERIVATIVES: Mapping[str, Callable[..., Expr | None]] = {
     "log": _chain(lambda x, y: Apply("div", (ONE, x))),
     "log1p": _chain(lambda x, y: Apply("div", (ONE, _add(ONE, x)))),
     "tanh": _chain(lambda x, y: Apply("sub", (ONE, _mul(y, y)))),
+    "approximate_tanh": _chain(lambda x, y: Apply("sub", (ONE, _mul(y, y)))),
     "sigmoid": _chain(lambda x, y: _mul(y, Apply("sub", (ONE, y)))),
     "erf": _chain(lambda x, y: _mul(Const(2 / math.sqrt(math.pi)), _bell(x))),
     "sin": _chain(lambda x, y: Apply("cos", (x,))),

@@ -207,6 +207,7 @@ PRIMITIVES: Mapping[str, Primitive] = _table(
     Primitive("log", 1, "number", _R, "natural logarithm"),
     Primitive("log1p", 1, "number", _R, "log(1 + x)"),
     Primitive("tanh", 1, "number", _R, "hyperbolic tangent"),
+    Primitive("approximate_tanh", 1, "number", _R, "tanh(x) to 2^-11 of itself, where that is faster"),
     Primitive("sigmoid", 1, "number", _R, "1 / (1 + e ^ -x)"),
     Primitive("erf", 1, "number", _R, "error function"),
     Primitive("sin", 1, "number", _R, "sine"),

@@ -22,6 +22,7 @@ from typing import Any
 
 from tfc.formula.arithmetic import (
     APPROXIMATE,
+    COARSE,
     FLAT,
     HOST,
     NOTHING_KNOWN,
@@ -284,6 +285,7 @@ RULES: Mapping[str, Rule] = {
     "log": _monotone("log", absolute=FLAT),
     "log1p": _monotone("log1p", absolute=FLAT),
     "tanh": _monotone("tanh", absolute=FLAT),
+    "approximate_tanh": _monotone("tanh", absolute=COARSE),
     "sigmoid": _monotone("sigmoid", absolute=FLAT),
     "erf": _monotone("erf", absolute=FLAT),
     "sin": _wave("sin", math.pi / 2),

@@ -146,6 +146,7 @@ SCALAR: Mapping[str, Callable[..., Any]] = {
     "log": _real(_log),
     "log1p": _real(_log1p),
     "tanh": _real(math.tanh),
+    "approximate_tanh": _real(math.tanh),
     "sigmoid": _real(_sigmoid),
     "erf": _real(math.erf),
     "sin": _real(math.sin),

@@ -112,7 +112,8 @@ VALUES: Mapping[str, Callable[..., Any]] = {
     "min": np.minimum, "max": np.maximum, "abs": np.abs, "sign": _sign,
     "round": np.rint, "floor": lambda x: np.floor(x).astype(np.int64),
     "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "exp": np.exp, "exp2": np.exp2,
-    "log": np.log, "log1p": np.log1p, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "log": np.log, "log1p": np.log1p, "tanh": np.tanh, "approximate_tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": lambda x: _ERF(x).astype(x.dtype), "sin": np.sin, "cos": np.cos,
     "normal_quantile": lambda y: _QUANTILE(y).astype(y.dtype), "straight": lambda x, y: x + 0 * y, "stop": np.positive,
 }  # fmt: skip
@@ -139,6 +140,7 @@ SLOPES: Mapping[str, Slopes] = {
     "log": lambda _, a: (1 / a[0],),
     "log1p": lambda _, a: (1 / (1 + a[0]),),
     "tanh": lambda y, a: (1 - y * y,),
+    "approximate_tanh": lambda y, a: (1 - y * y,),
     "sigmoid": lambda y, a: (y * (1 - y),),
     "erf": lambda _, a: (2 / np.sqrt(np.pi) * np.exp(-a[0] * a[0]),),
     "normal_quantile": lambda x, _: (np.sqrt(2 * np.pi) * np.exp(x * x / 2),),
@@ -149,6 +151,9 @@ SLOPES: Mapping[str, Slopes] = {
 
 BOUNDED = frozenset({"tanh", "sigmoid", "erf", "sin", "cos"})
 """Functions that libraries compute to an error relative to their range, not to their value."""
+
+LICENSED: Mapping[str, float] = {"approximate_tanh": 2.0**13}
+"""Functions that may be off by more than float32 makes them: by how many of its roundoffs, 2^-24, of their value."""
 
 CURVED = frozenset({"div", "pow", "sqrt", "rsqrt", "exp", "exp2", "log", "log1p"})
 """Functions whose derivative takes over their arguments' error."""
@@ -181,7 +186,7 @@ def _applied(fn: str, kind: Kind, kinds: Sequence[Kind], args: Sequence[Dense], 
         return Dense(value)
     factors = SLOPES[fn](value, values)
     own = np.maximum(np.abs(value), 1.0) if fn in BOUNDED else np.abs(value)
-    error: Any = 0.0 if fn in ("neg", "abs", "where", "min", "max") else own
+    error: Any = 0.0 if fn in ("neg", "abs", "where", "min", "max") else own * LICENSED.get(fn, 1.0)
     slopes: dict[Expr, tuple[Any, Any]] = {}
     for i, (factor, arg) in enumerate(zip(factors, args, strict=True)):
         if np.any(arg.error):
@@ -197,6 +202,8 @@ def _factor_error(fn: str, factor: Any, i: int, args: Sequence[Dense]) -> Any:
     """What rounding does to the derivative of `fn` by its argument `i`: 1 - tanh^2, say, is good to one unit of 1."""
     if fn in BOUNDED:
         return 1 + args[0].error
+    if fn in LICENSED:  # twice a value of at most 1, times what it is off
+        return 1 + args[0].error + 2 * LICENSED[fn]
     if fn == "mul":
         return np.abs(factor) + args[1 - i].error
     steps = sum(a.error for a in args) if fn in CURVED else 0.0

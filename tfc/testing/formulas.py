@@ -235,7 +235,9 @@ def integers(*, shared: bool = True, wild: bool = False) -> st.SearchStrategy[Ex
     return st.recursive(st.one_of(leaves, literals), larger, max_leaves=6)
 
 
-REAL_FUNCTIONS = ("sqrt", "rsqrt", "exp", "exp2", "log", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "round")
+REAL_FUNCTIONS = (
+    "sqrt", "rsqrt", "exp", "exp2", "log", "log1p", "tanh", "approximate_tanh", "sigmoid", "erf", "sin", "cos", "round",
+)  # fmt: skip
 
 
 @cache

@@ -1,7 +1,7 @@
 """Named cases turned into ptxas' reports, with no GPU: run as a program, one `== case` line before each.
 
 A name is words: masks, scores and weighs by name, `d128` or `d192/128`, and options of the kernel: `persistent`,
-`grid`, `running` maxima, `balanced`, `hardware`, `k64` keys a tile, `s3` stages, `c3` consumers.
+`grid`, `running` maxima, `k64` keys a tile, `s3` stages, `c3` consumers.
 """
 
 import re
@@ -34,6 +34,7 @@ PARTS: dict[str, Part] = {
     "window1024": (dict(mask=apply("and", CAUSAL, apply("lt", apply("sub", Q, K), Const(1024)))), ()),
     "documents": (dict(mask=apply("and", CAUSAL, SEGMENTS)), (FIELD,)),
     "softcap": (dict(score=apply("mul", Const(20.0), apply("tanh", apply("div", S, Const(20.0))))), ()),
+    "coarse": (dict(score=apply("mul", Const(20.0), apply("approximate_tanh", apply("div", S, Const(20.0))))), ()),
     "alibi": (
         dict(score=apply("sub", S, apply("mul", Read(0, (H,), Kind.REAL), apply("abs", apply("sub", Q, K))))),
         (TABLE,),
@@ -48,8 +49,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "persistent": dict(persistent=True),
     "grid": dict(persistent=False),
     "running": dict(bounded=False),
-    "balanced": dict(functions="balanced"),
-    "hardware": dict(functions="hardware"),
 }
 
 

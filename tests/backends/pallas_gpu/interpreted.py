@@ -32,8 +32,8 @@ def window(width: int) -> Expr:
     return apply("lt", apply("sub", Q, K), Const(width))
 
 
-def softcap(cap: float) -> Expr:
-    return apply("mul", Const(cap), apply("tanh", apply("div", S, Const(cap))))
+def softcap(cap: float, tanh: str = "tanh") -> Expr:
+    return apply("mul", Const(cap), apply(tanh, apply("div", S, Const(cap))))
 
 
 def both(x: Expr, y: Expr) -> Expr:
@@ -156,6 +156,9 @@ FORMULAS: Mapping[str, Formula] = {
         dense=lambda s, q, k, h, c: (s, c[0][:, None, None, :]),
     ),
     "softcap": Formula(score=softcap(2.0), mask=CAUSAL, dense=lambda s, q, k, h, c: (2 * np.tanh(s / 2), k <= q)),
+    "approximate softcap": Formula(
+        score=softcap(2.0, "approximate_tanh"), mask=CAUSAL, dense=lambda s, q, k, h, c: (2 * np.tanh(s / 2), k <= q)
+    ),
     "alibi": Formula(
         score=ALIBI,
         mask=CAUSAL,
@@ -199,7 +202,6 @@ class Case:
     block_k: int = 64
     stages: int = 2
     blocks: int = 0
-    functions: Any = "accurate"
     seed: int = 0
     large: float = 1.0
 
@@ -280,9 +282,7 @@ def ranges(case: Case, mask: Any) -> tuple[Any, Any]:
 def plan(case: Case) -> Any:
     formula = FORMULAS[case.formula]
     return streaming.Plan(
-        config=streaming.Config(
-            consumers=case.consumers, block_k=case.block_k, stages=case.stages, functions=case.functions
-        ),
+        config=streaming.Config(consumers=case.consumers, block_k=case.block_k, stages=case.stages),
         batch=case.b,
         n=case.n,
         m=case.m,

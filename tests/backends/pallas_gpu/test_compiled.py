@@ -27,14 +27,13 @@ CASES += [
     "causal persistent k64 s3 d192/128",
     "causal softcap grid d64",
     "causal softcap running persistent d128",
-    "causal softcap balanced d128",
-    "causal softcap hardware persistent d128",
-    "causal softcap hardware d256",
+    "causal coarse d64",
+    "causal coarse d128",
+    "causal coarse d256",
     "causal softcap d64/128",
     "documents softcap d128",
     "full softcap d64",
     "full softcap d128",
-    "causal hstu hardware d64",
 ]
 
 
