@@ -1,9 +1,9 @@
 """Operations and parameters, one at a time -> a Program: captures what bodies read from outside, names every value."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from tfc.grammar.lowering.values import Tensor
 from tfc.ir.ops import Constant, Op
@@ -44,6 +44,12 @@ class Builder:
         name = str(next(_NUMBERS))
         self.hints[name] = hint
         return Value(name, type)
+
+    def values(self, types: Sequence[TensorType], hints: Sequence[str]) -> list[Value]:
+        """Several at once."""
+        names = [str(n) for n in islice(_NUMBERS, len(types))]
+        self.hints.update(zip(names, hints, strict=True))
+        return list(map(Value, names, types))
 
     def input(self, type: TensorType, hint: str, span: Span, default: Size | None = None) -> Tensor:
         made = self.value(type, hint)
