@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from operator import eq
 
+from tfc.identity import identity
 from tfc.ir.ops import Constant, Op, Repeat, Route
 from tfc.ir.program import Eqn, Init, Input, Param, Program, Value
 from tfc.ir.types import DType, TensorType
@@ -140,9 +141,7 @@ class Text:
         owned = [name in params for name in self.reads]
         for e, (start, stop) in zip(eqns, pairwise(self.read_at), strict=True):
             given = taken[start:stop], owned[start:stop]
-            like = seen.get(id(e.op))
-            if like is None:
-                like = seen[id(e.op)] = []
+            like = seen.setdefault(identity(e.op), [])
             for types, others, other, found in like:
                 if others == given[0] and other == given[1] and types == [o.type for o in e.outs]:
                     signs.append(found)

@@ -26,6 +26,7 @@ from tfc.grammar.lowering.values import (
     RoleRef,
     Tensor,
 )
+from tfc.identity import identity
 from tfc.ir.formats import Fit, FormatKind
 from tfc.ir.program import Init
 from tfc.ir.types import Dim, DType
@@ -180,9 +181,10 @@ class Calls:
 
     def settled(self, component: Component) -> bool:
         """Whether it says the same wherever it is called; each is looked through once."""
-        found = self.components.get(id(component))
+        key = identity(component)
+        found = self.components.get(key)
         if found is None:
-            found = self.components[id(component)] = component, _settled(component)
+            found = self.components[key] = component, _settled(component)
         return found[1]
 
     def keep(self, call: CallLike, place: Place, value: Meaning) -> None:
@@ -237,7 +239,8 @@ def _free(tensor: Tensor, frame: Frame, shared: set[str]) -> bool:
 def _key(call: CallLike) -> object:
     component, frame = call.component, call.frame
     inputs = tuple(call.explicit)
-    return id(component.block), id(component.scope), id(frame.builder), len(frame.active), inputs, frame.site is None
+    own = identity(component.block), identity(component.scope), identity(frame.builder)
+    return *own, len(frame.active), inputs, frame.site is None
 
 
 def _settled(value: Meaning) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 from tfc.grammar.lowering.values import Tensor
+from tfc.identity import identity
 from tfc.ir.ops import Constant, Op
 from tfc.ir.program import Eqn, Input, Param, Precision, Program, Value
 from tfc.ir.types import DType, Size, TensorType
@@ -98,7 +99,7 @@ class Builder:
         """One equation. Raises IRError where the operands do not fit."""
         operands = tuple(map(self.local, args))
         types = [a.type for a in operands]
-        known = self.inferred.setdefault(id(op), [])
+        known = self.inferred.setdefault(identity(op), [])
         made = next((made for _, taken, made in known if taken == types), None)
         if made is None:
             # of equal types one: what follows knows equal layers by that

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.identity import identity
 from tfc.ir.program import Init, Stored
 from tfc.ir.types import TensorType
 from tfc.params.tree import DTYPES
@@ -32,7 +33,7 @@ def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
     stored = tuple(stored)
     alike: dict[object, list[Stored]] = {}  # equal layers share types and starts
     for p in stored:
-        alike.setdefault((id(p.type), id(p.init), p.repeats), []).append(p)
+        alike.setdefault((identity(p.type), identity(p.init), p.repeats), []).append(p)
     made = {p.path: x for params in alike.values() for p, x in zip(params, _alike(params, key), strict=False)}
     return {p.path: made[p.path] for p in stored}
 
