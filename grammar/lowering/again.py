@@ -131,13 +131,12 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class CallLike:
-    """A call that may be like another: what decides what it makes, and how far everything was before it."""
+    """A call that may be like another: what decides what it makes."""
 
     component: Component
     frame: Frame
     node: ast.Call
     explicit: Explicit
-    mark: Mark
 
     def alike(self, other: "CallLike") -> Values | None:
         """What comes into `other` by what comes into this one; None where they are not alike."""
@@ -187,12 +186,12 @@ class Calls:
             found = self.components[key] = component, _settled(component)
         return found[1]
 
-    def keep(self, call: CallLike, place: Place, value: Meaning) -> None:
-        """Asked when a call is over, before its result is given a name."""
+    def keep(self, call: CallLike, mark: Mark, place: Place, value: Meaning) -> None:
+        """Asked when a call is over, before its result is given a name; `mark` is how far everything was before it."""
         kept = self.known.setdefault(_key(call), [])
         if len(kept) >= KEPT or not isinstance(value, Tensor) or value.home is not call.frame.builder:
             return
-        made = Stretch.since(call.mark, place, call.frame)
+        made = Stretch.since(mark, place, call.frame)
         if made is not None and made.eqns and call.told(made):
             kept.append((call, made, value))
 
@@ -223,7 +222,7 @@ def call_like(component: Component, explicit: Explicit, place: Place, node: ast.
                 return None
         elif not _settled(value):
             return None
-    return CallLike(component, frame, node, explicit, Mark.of(frame))
+    return CallLike(component, frame, node, explicit)
 
 
 def _free(tensor: Tensor, frame: Frame, shared: set[str]) -> bool:

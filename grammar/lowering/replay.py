@@ -97,9 +97,10 @@ class Stretch:
         shared = {held.value.name for held in builder.constants.values()}
         own = [e for e in eqns if not (isinstance(e.op, Constant) and e.out.name in shared)]
         outs = [out for e in own for out in e.outs]
-        inside = {v.name for v in (*[p.value for p in params], *outs)}
-        outside = {a.name: a for e in own for a in e.args if a.name not in inside}
-        number = {name: n for n, name in enumerate((*outside, *[p.value.name for p in params], *[o.name for o in outs]))}
+        inside = [v.name for v in (*[p.value for p in params], *outs)]
+        made = set(inside)
+        outside = {a.name: a for e in own for a in e.args if a.name not in made}
+        number = {name: n for n, name in enumerate((*outside, *inside))}
         rows = [_Row(e.op, _pick(e.outs, number), _pick(e.args, number), e.span) for e in own]
         counts = {what: n - mark.counts.get(what, 0) for what, n in frame.session.counts.items()}
         return Stretch(

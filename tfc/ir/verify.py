@@ -166,7 +166,7 @@ def _program(program: Program, lengths: Lengths) -> None:
         bound(param.value)
         key = identity(param)
         if key not in lengths.parts:
-            if PATH.match(param.path) is None:
+            if param.path != param.value.name and PATH.match(param.path) is None:
                 raise IRError(f"`{param.path}` is no path for a parameter")
             said = identity(param.value.type), identity(param.init), identity(param.format), identity(param.fit)
             kept = *said, param.trained, param.repeats
