@@ -1,13 +1,13 @@
 """A program's equations -> sequences of layers that differ in their parameters alone, and such a sequence as a loop."""
 
-import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from operator import eq
 
+from tfc.identity import identity
 from tfc.ir.ops import Constant, Op, Repeat, Route
 from tfc.ir.program import Eqn, Init, Input, Param, Program, Value
 from tfc.ir.types import DType, TensorType
@@ -108,7 +108,8 @@ class Text:
 
     Values are known by their names, which are unique in a program; equal constants by the name of the first. `reads`
     and `outs`: what all equations read and bind, one after another; `read_at`, `out_at`: where those of each begin.
-    `first`, `last`: the numbers of the equations that read a value first and last.
+    `first`, `last`: the numbers of the equations that read a value first and last. `owning`: of those that read
+    parameters, or have bodies.
     """
 
     def __init__(self, program: Program) -> None:
@@ -119,7 +120,6 @@ class Text:
         self.params = {p.value.name: p for p in program.params}
         self.ends = {v.name for v in (*program.results, *(v for _, v in program.reports))}
         eqns, known = self.eqns, {name: first.name for name, first in self.same.items()}
-        self.bodies = {n: e.op.body for n, e in enumerate(eqns) if isinstance(e.op, _LOOPS)}
         self.reads = [known.get(a.name, a.name) for e in eqns for a in e.args]
         self.outs = [o.name for e in eqns for o in e.outs]
         self.read_at = [0, *accumulate([len(e.args) for e in eqns])]
@@ -128,6 +128,9 @@ class Text:
         readers = [n for n, e in enumerate(eqns) for _ in e.args]
         self.last = dict(zip(self.reads, readers, strict=True))
         self.first = dict(zip(reversed(self.reads), reversed(readers), strict=True))
+        self.bodies = {n: e.op.body for n, e in enumerate(eqns) if isinstance(e.op, _LOOPS)}
+        owning = [n for name, n in zip(self.reads, readers, strict=True) if name in self.params]
+        self.owning = sorted({*owning, *self.bodies})
         self.signs = self._signs()
 
     def _signs(self) -> list[int]:
@@ -140,9 +143,7 @@ class Text:
         owned = [name in params for name in self.reads]
         for e, (start, stop) in zip(eqns, pairwise(self.read_at), strict=True):
             given = taken[start:stop], owned[start:stop]
-            like = seen.get(id(e.op))
-            if like is None:
-                like = seen[id(e.op)] = []
+            like = seen.setdefault(identity(e.op), [])
             for types, others, other, found in like:
                 if others == given[0] and other == given[1] and types == [o.type for o in e.outs]:
                     signs.append(found)
@@ -173,11 +174,13 @@ class Text:
     def _runs(self, period: int, least: int) -> Iterator[tuple[int, int, int]]:
         signs = self.signs
         same = bytes(map(eq, signs, islice(signs, period, None)))  # whether each is like the one a period later
-        for found in re.finditer(rb"\x01+", same):
-            run = found.end() - found.start()
-            if (turns := run // period + 1) >= least:
-                for shift in range(run % period + 1):
-                    yield found.start() + shift, period, turns
+        fewest, end = b"\x01" * max(1, period * (least - 1)), 0
+        while (start := same.find(fewest, end)) >= 0:
+            end = same.find(0, start)
+            end = len(same) if end < 0 else end
+            run = end - start
+            for shift in range(run % period + 1):
+                yield start + shift, period, run // period + 1
 
     def _crossing(self, start: int, period: int) -> int:
         """How many values of the first layer the second one takes."""
@@ -190,7 +193,8 @@ class Text:
         """The parameters that one layer has for itself, in the order in which it reads them."""
         params, read_at, end = self.params, self.read_at, start + period
         seen: set[str] = set()
-        for n in range(start, end):
+        owning = self.owning
+        for n in owning[bisect_left(owning, start) : bisect_left(owning, end)]:
             for name in self.reads[read_at[n] : read_at[n + 1]]:
                 if name in params and name not in seen and self._owned(name, start, end):
                     seen.add(name)

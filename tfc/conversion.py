@@ -19,7 +19,7 @@ from tfc.ir.param_map import Call, Source
 from tfc.ir.program import Stored
 from tfc.model import Model, Packed
 from tfc.params import tree
-from tfc.params.apply import evaluate
+from tfc.params.apply import Made, evaluate
 from tfc.params.files import few
 from tfc.params.initial import initial
 from tfc.passes.observe import Which, linear_inputs
@@ -199,7 +199,7 @@ class _Conversion:
             settings: dict[str, Any] = {"rank": t.left.type.ints[-1]}
             settings |= {"damp": DAMP} if name == "activation_svd" else {}
             call = Call(name, (Source(t.path),), tuple(settings.items()), data=t.path if name != "svd" else "")
-            made: dict[Call, tuple[Array, ...]] = {}
+            made: Made = {}
             evaluate(call, self.trained.params, data, made)
             self.made[t.left.path], self.made[t.right.path] = made[call]
 

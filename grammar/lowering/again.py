@@ -26,6 +26,7 @@ from tfc.grammar.lowering.values import (
     RoleRef,
     Tensor,
 )
+from tfc.identity import identity
 from tfc.ir.formats import Fit, FormatKind
 from tfc.ir.program import Init
 from tfc.ir.types import Dim, DType
@@ -130,13 +131,12 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class CallLike:
-    """A call that may be like another: what decides what it makes, and how far everything was before it."""
+    """A call that may be like another: what decides what it makes."""
 
     component: Component
     frame: Frame
     node: ast.Call
     explicit: Explicit
-    mark: Mark
 
     def alike(self, other: "CallLike") -> Values | None:
         """What comes into `other` by what comes into this one; None where they are not alike."""
@@ -180,17 +180,18 @@ class Calls:
 
     def settled(self, component: Component) -> bool:
         """Whether it says the same wherever it is called; each is looked through once."""
-        found = self.components.get(id(component))
+        key = identity(component)
+        found = self.components.get(key)
         if found is None:
-            found = self.components[id(component)] = component, _settled(component)
+            found = self.components[key] = component, _settled(component)
         return found[1]
 
-    def keep(self, call: CallLike, place: Place, value: Meaning) -> None:
-        """Asked when a call is over, before its result is given a name."""
+    def keep(self, call: CallLike, mark: Mark, place: Place, value: Meaning) -> None:
+        """Asked when a call is over, before its result is given a name; `mark` is how far everything was before it."""
         kept = self.known.setdefault(_key(call), [])
         if len(kept) >= KEPT or not isinstance(value, Tensor) or value.home is not call.frame.builder:
             return
-        made = Stretch.since(call.mark, place, call.frame)
+        made = Stretch.since(mark, place, call.frame)
         if made is not None and made.eqns and call.told(made):
             kept.append((call, made, value))
 
@@ -221,7 +222,7 @@ def call_like(component: Component, explicit: Explicit, place: Place, node: ast.
                 return None
         elif not _settled(value):
             return None
-    return CallLike(component, frame, node, explicit, Mark.of(frame))
+    return CallLike(component, frame, node, explicit)
 
 
 def _free(tensor: Tensor, frame: Frame, shared: set[str]) -> bool:
@@ -237,7 +238,8 @@ def _free(tensor: Tensor, frame: Frame, shared: set[str]) -> bool:
 def _key(call: CallLike) -> object:
     component, frame = call.component, call.frame
     inputs = tuple(call.explicit)
-    return id(component.block), id(component.scope), id(frame.builder), len(frame.active), inputs, frame.site is None
+    own = identity(component.block), identity(component.scope), identity(frame.builder)
+    return *own, len(frame.active), inputs, frame.site is None
 
 
 def _settled(value: Meaning) -> bool:

@@ -171,9 +171,10 @@ def elementwise(fn: str, operands: Sequence[Operand], span: Span, frame: Frame) 
         else:
             args.append(tensor_of(value, s, frame, None if exponent or condition else dtype))
     args, tokens = aligned(args, span, frame)
-    _check_shapes(fn, args, operands, span, frame)
+    shape = broadcast_shape(args)
+    _check_shapes(shape, args, operands, span, frame)
     _check_tensor_kinds(fn, args, operands, frame)
-    fields = merge_fields(args, broadcast_shape(args), span, frame)
+    fields = merge_fields(args, shape, span, frame)
     (made,) = frame.emit(_operation(fn), tuple(args), span, fn, fields)
     return replace(made, tokens=tokens) if tokens else made
 
@@ -213,8 +214,9 @@ def broadcast_shape(args: Sequence[Tensor]) -> tuple[Size, ...]:
     return tuple(out)
 
 
-def _check_shapes(fn: str, args: Sequence[Tensor], operands: Sequence[Operand], span: Span, frame: Frame) -> None:
-    out = broadcast_shape(args)
+def _check_shapes(
+    out: tuple[Size, ...], args: Sequence[Tensor], operands: Sequence[Operand], span: Span, frame: Frame
+) -> None:
     for arg in args:
         for i in range(1, 0 if arg.type.shape == out else arg.type.rank + 1):
             if arg.type.shape[-i] in (1, out[-i]):

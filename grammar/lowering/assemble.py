@@ -1,11 +1,12 @@
 """Operations and parameters, one at a time -> a Program: captures what bodies read from outside, names every value."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from tfc.grammar.lowering.values import Tensor
+from tfc.identity import identity
 from tfc.ir.ops import Constant, Op
 from tfc.ir.program import Eqn, Input, Param, Precision, Program, Value
 from tfc.ir.types import DType, Size, TensorType
@@ -44,6 +45,12 @@ class Builder:
         name = str(next(_NUMBERS))
         self.hints[name] = hint
         return Value(name, type)
+
+    def values(self, types: Sequence[TensorType], hints: Sequence[str]) -> list[Value]:
+        """Several at once."""
+        names = [str(n) for n in islice(_NUMBERS, len(types))]
+        self.hints.update(zip(names, hints, strict=True))
+        return list(map(Value, names, types))
 
     def input(self, type: TensorType, hint: str, span: Span, default: Size | None = None) -> Tensor:
         made = self.value(type, hint)
@@ -92,7 +99,7 @@ class Builder:
         """One equation. Raises IRError where the operands do not fit."""
         operands = tuple(map(self.local, args))
         types = [a.type for a in operands]
-        known = self.inferred.setdefault(id(op), [])
+        known = self.inferred.setdefault(identity(op), [])
         made = next((made for _, taken, made in known if taken == types), None)
         if made is None:
             # of equal types one: what follows knows equal layers by that

@@ -9,6 +9,7 @@ from tfc.grammar.lowering.changes import change_inside, check_reached, reach_in
 from tfc.grammar.lowering.choices import check_chosen
 from tfc.grammar.lowering.evaluate import argument
 from tfc.grammar.lowering.inputs import bind_type
+from tfc.grammar.lowering.replay import Mark
 from tfc.grammar.lowering.scope import FileScope, Scope
 from tfc.grammar.lowering.segments import head, segments
 from tfc.grammar.lowering.session import Frame, counted, fail, is_library
@@ -36,8 +37,9 @@ def inline(component: Component, node: ast.Call, label: str | None, callee: ast.
     made = len(frame.builder.eqns)
     value: Meaning | None = frame.session.calls.again(like, place)
     if value is None:
+        mark = Mark.of(frame)
         value = _run(component, explicit, place, node, frame)
-        frame.session.calls.keep(like, place, value)
+        frame.session.calls.keep(like, mark, place, value)
     _named(value, segment, made, frame)
     return value
 

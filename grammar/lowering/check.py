@@ -11,7 +11,7 @@ from tfc.grammar.lowering.values import Failed, Poisoned
 __all__ = ["check_names"]
 
 _LET_PASS = frozenset(["real", ".."]).union(*IMPLICIT.values())
-_PARTS: dict[str, tuple[str, ...]] = {}
+_PARTS: dict[type[ast.Node], tuple[str, ...]] = {}
 
 
 def check_names(module: ast.Module, scope: FileScope, session: Session) -> None:
@@ -93,10 +93,10 @@ def _walk(node: object) -> Iterator[ast.Node]:
 
 def _parts(kind: type[ast.Node]) -> tuple[str, ...]:
     """The fields of a kind of node that may hold names, last first."""
-    known = _PARTS.get(kind.__name__)
+    known = _PARTS.get(kind)
     if known is None:
         skipped = ("span", "doc", "entries", *(("settings",) if kind is ast.Repeat else ()))
         held = {f.name for f in fields(kind) if f.type not in (str, int)}
         known = tuple(f for f in reversed(kind.__dataclass_fields__) if f in held and f not in skipped)
-        _PARTS[kind.__name__] = known
+        _PARTS[kind] = known
     return known

@@ -4,12 +4,13 @@ Only a stretch that did nothing but append equations and parameters of its own i
 report, a statistic or a warning is lowered each time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from tfc.grammar.lowering.session import LIMITS, Frame
 from tfc.grammar.lowering.values import Place, Tensor
-from tfc.ir.ops import Constant
+from tfc.ir.ops import Constant, Op
 from tfc.ir.program import Eqn, Param, Value
 from tfc.ir.types import TensorType
 from tfc.source import Span
@@ -21,6 +22,9 @@ Values = dict[str, Value]
 
 Spans = Mapping[Span, Span]
 """Where something is now said to stand, by where it was then; everything else stands where it stood."""
+
+Pick = Callable[[tuple[Value, ...]], tuple[Value, ...]]
+"""What takes some of many values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +51,34 @@ def _others(frame: Frame) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """An equation, with what making it again needs: its results' names, types and hints, and its operands by name."""
+    """An equation to be made again: its results and operands are picked out of all values of the stretch."""
 
-    eqn: Eqn
-    outs: tuple[tuple[str, TensorType, str], ...]
-    args: tuple[tuple[str, Value], ...]
+    op: Op
+    outs: Pick
+    args: Pick
+    span: Span | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What was made since a mark, all parameters in one place."""
+    """What was made since a mark, all parameters in one place.
+
+    outside: what the equations read and do not make, numbers included that all equations share; then come the values
+    of the parameters and those of the equations, `made` by their earlier names with types and hints: together they are
+    what rows pick from.
+    tails: the parameters' paths without that of the place. products: the names of those among `made`.
+    """
 
     place: Place
     eqns: tuple[Eqn, ...]
     params: tuple[Param, ...]
-    rows: tuple["_Row", ...]
+    tails: tuple[str, ...]
+    outside: tuple[Value, ...]
+    made: tuple[str, ...]
+    types: tuple[TensorType, ...]
+    hints: tuple[str, ...]
+    rows: tuple[_Row, ...]
+    products: tuple[str, ...]
     counts: Mapping[str, int]
 
     @staticmethod
@@ -77,12 +94,21 @@ class Stretch:
         eqns = tuple(builder.eqns[mark.eqns :])
         if any(hasattr(eqn.op, "body") or hasattr(eqn.op, "path") for eqn in eqns):
             return None
-        rows = tuple(
-            _Row(e, tuple((v.name, v.type, builder.hints[v.name]) for v in e.outs), tuple((a.name, a) for a in e.args))
-            for e in eqns
-        )
+        shared = {held.value.name for held in builder.constants.values()}
+        own = [e for e in eqns if not (isinstance(e.op, Constant) and e.out.name in shared)]
+        outs = [out for e in own for out in e.outs]
+        inside = [v.name for v in (*[p.value for p in params], *outs)]
+        made = set(inside)
+        outside = {a.name: a for e in own for a in e.args if a.name not in made}
+        number = {name: n for n, name in enumerate((*outside, *inside))}
+        rows = [_Row(e.op, _pick(e.outs, number), _pick(e.args, number), e.span) for e in own]
         counts = {what: n - mark.counts.get(what, 0) for what, n in frame.session.counts.items()}
-        return Stretch(place, eqns, params, rows, {what: n for what, n in counts.items() if n})
+        return Stretch(
+            place, eqns, params, tuple([p.path.removeprefix(place.path) for p in params]), tuple(outside.values()),
+            tuple([o.name for o in outs]), tuple([o.type for o in outs]), tuple([builder.hints[o.name] for o in outs]),
+            tuple(rows), tuple([o.name for o in outs if o in builder.products]),
+            {what: n for what, n in counts.items() if n},
+        )  # fmt: skip
 
     def allowed(self, frame: Frame) -> bool:
         """Whether no limit would be passed by making it again."""
@@ -93,33 +119,45 @@ class Stretch:
         """The same in another place. values: what comes in now by what came in then; what is made is added.
         span: of the parameters."""
         builder, session = frame.builder, frame.session
-        below, within = self.place.path, session.loops.get(id(builder), "")
-        for p in self.params:
-            path = place.path + p.path.removeprefix(below)
-            made = builder.value(p.value.type, path.removeprefix(f"{within}.") if within else path)
-            builder.params.append(Param(path, made, p.init, p.trained, p.format, p.fit, p.repeats))
-            values[p.value.name] = made
-        shared = {held.value.name for held in builder.constants.values()}
-        get, new, append = values.get, builder.value, builder.eqns.append
+        outside = [values.get(v.name, v) for v in self.outside]
+        params = self._params_again(values, place, frame)
+        made = builder.values(self.types, self.hints)
+        values.update(zip(self.made, made, strict=True))
+        builder.products.update([values[name] for name in self.products])
+        picked = (*outside, *params, *made)
+        append = builder.eqns.append
         stood: Span | None = None
         stands: Span | None = None
         for row in self.rows:
-            eqn = row.eqn
-            if isinstance(eqn.op, Constant) and eqn.out.name in shared:
-                continue
-            outs = tuple([new(type, hint) for _, type, hint in row.outs])
-            for (old, _, _), made in zip(row.outs, outs, strict=True):
-                values[old] = made
-            if builder.products and builder.products.issuperset(eqn.outs):
-                builder.products.update(outs)
-            if eqn.span is not stood:  # many in a row stand at one place
-                stood = stands = eqn.span
+            if row.span is not stood:  # many in a row stand at one place
+                stood = stands = row.span
                 if stood is not None:
                     stands = spans.get(stood, stood)
-            append(Eqn(outs, eqn.op, tuple([get(name, arg) for name, arg in row.args]), stands))
+            append(Eqn(row.outs(picked), row.op, row.args(picked), stands))
         _fill(place, self.place, values, spans)
         for what, n in self.counts.items():
             session.counts[what] = session.counts.get(what, 0) + n
+
+    def _params_again(self, values: Values, place: Place, frame: Frame) -> Sequence[Value]:
+        """The parameters in another place; their values."""
+        builder = frame.builder
+        within = f"{frame.session.loops.get(id(builder), '')}."
+        made = []
+        for p, tail in zip(self.params, self.tails, strict=True):
+            path = place.path + tail
+            value = builder.value(p.value.type, path.removeprefix(within))
+            builder.params.append(Param(path, value, p.init, p.trained, p.format, p.fit, p.repeats))
+            values[p.value.name] = value
+            made.append(value)
+        return made
+
+
+def _pick(values: tuple[Value, ...], number: Mapping[str, int]) -> Pick:
+    """What takes these values out of all of them, by their numbers."""
+    numbers = [number[v.name] for v in values]
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    return itemgetter(slice(numbers[0], numbers[0] + 1) if numbers else slice(0))  # else it were no tuple
 
 
 def enters(was: Tensor, now: Tensor, values: Values, own: "Mapping[str, object] | set[str] | None" = None) -> bool:
@@ -162,7 +200,14 @@ def _plain(place: Place) -> bool:
 
 
 def _fill(place: Place, like: Place, values: Values, spans: Spans) -> None:
+    params = place.params
+    stood: Span | None = None
     for name, held in like.params.items():
-        place.params[name] = moved(held, values, spans)
+        if held.fields or held.factors is not None or held.chosen is not None:
+            params[name] = moved(held, values, spans)
+            continue
+        if held.span is not stood:
+            stood, stands = held.span, spans.get(held.span, held.span)
+        params[name] = Tensor(values.get(held.value.name, held.value), held.home, stands, {}, None, held.tokens)
     for segment, below in like.below.items():
         _fill(place.under(segment), below, values, spans)

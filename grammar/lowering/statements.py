@@ -18,7 +18,6 @@ from tfc.grammar.lowering.segments import head, names_read
 from tfc.grammar.lowering.session import Frame, Use, fail, is_library
 from tfc.grammar.lowering.values import NOTHING, POISON, Component, Failed, Meaning, Place, Poisoned, RoleRef, Tensor
 from tfc.ir.types import Dim
-from tfc.source import Span
 
 __all__ = ["run_body"]
 
@@ -111,11 +110,11 @@ def statement(item: ast.Item, frame: Frame, rest: tuple[ast.Item, ...]) -> None:
                 if len(frame.builder.eqns) > before:  # else it is what it was: `x = rounded(x, none)`
                     frame.builder.rename(value, target)
                 if not is_library(item.span.source):
-                    value = replace_span(value, item.span)
+                    value = value.at(item.span)
             frame.scope.bind(target, value, item.span)
         case ast.Equation(target=target):
             value = index_equation(item, frame)
-            frame.scope.bind(target, replace_span(value, frame.at(item.span)), item.span)
+            frame.scope.bind(target, value.at(frame.at(item.span)), item.span)
         case ast.Let(bindings=bindings):
             for binding in bindings:
                 if binding.name in RESERVED:
@@ -155,10 +154,6 @@ def _note(item: ast.Item, frame: Frame) -> None:
     if isinstance(item, ast.Declaration) and item.name in frame.place.below:
         made = frame.scope.names.get(item.name)
         seen.open(item, frame.place.below[item.name], made if isinstance(made, Component) else None)
-
-
-def replace_span(value: Tensor, span: Span) -> Tensor:
-    return replace(value, span=span)
 
 
 def _report(item: ast.Report, frame: Frame) -> None:

@@ -81,6 +81,10 @@ class Tensor:
     def type(self) -> TensorType:
         return self.value.type
 
+    def at(self, span: Span) -> "Tensor":
+        """The same, made at another place."""
+        return Tensor(self.value, self.home, span, self.fields, self.chosen, self.tokens, self.factors)
+
     def same(self, other: "Tensor") -> bool:
         return self.value is other.value and self.home is other.home
 

@@ -1,5 +1,7 @@
 """How parameters start: what each kind draws, turn by turn, the same for the same key."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from tfc.ir.formats import Format
 from tfc.ir.program import Init, Stored
 from tfc.ir.types import DType, TensorType
-from tfc.params.initial import initial, start
+from tfc.params.initial import SMALL, TOGETHER, initial, start
 
 KEY = jax.random.key(0)
 
@@ -62,3 +64,31 @@ def test_what_is_drawn_is_rounded_to_its_type(kind: str):
     init = Init(kind, 0.5, high=1.0 if kind == "uniform" else 0.0)
     x = start(stored(init, 4, 6, dtype=DType.BF16), KEY)
     assert x.dtype == jnp.bfloat16 and np.all(np.isfinite(x.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize(
+    "kind, dtype, key",
+    [
+        ("normal", DType.F32, KEY),
+        ("normal", DType.BF16, jax.random.key(1, impl="rbg")),
+        ("uniform", DType.BF16, jax.random.PRNGKey(2)),
+        ("orthogonal", DType.F32, KEY),
+        ("glorot", DType.F32, KEY),
+        ("constant", DType.F32, KEY),
+    ],
+    ids=["normal", "rbg", "uniform", "orthogonal", "glorot", "constant"],
+)
+def test_drawn_together_as_drawn_alone(kind: str, dtype: DType, key: jax.Array):
+    """To the bit: one, several and more than one call draws, in arrays of their own, among others of their type."""
+    type, init = TensorType((5, 3), dtype), Init(kind, 0.5, high=1.0 if kind == "uniform" else 0.0)
+    params = [Stored(f"p{n}.w", type, init, True, ()) for n in range(TOGETHER + 3)]
+    other = Stored("other", TensorType((SMALL + 1, 2), dtype), init, True, ())
+    made = initial([*params[:4], other, *params[4:]], key)
+    assert list(made) == ["p0.w", "p1.w", "p2.w", "p3.w", "other", *[p.path for p in params[4:]]]
+    assert len({x.unsafe_buffer_pointer() for x in made.values()}) == len(made)
+    alone = jax.jit(lambda key, code: start(params[0], jax.random.fold_in(key, code)))
+    for p in params:
+        want = alone(key, np.uint32(zlib.crc32(p.path.encode())))
+        assert made[p.path].dtype == want.dtype
+        np.testing.assert_array_equal(made[p.path], want)
+        np.testing.assert_array_equal(made[p.path], initial([p], key)[p.path])

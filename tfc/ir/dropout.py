@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
 
+from tfc.identity import identity
 from tfc.ir.op import Op
 from tfc.ir.program import Program
 from tfc.ir.types import DType, IRError, TensorType
@@ -71,7 +72,7 @@ def check_dropped(what: str, given: "list[TensorType] | tuple[TensorType, ...]")
 
 def drops(program: Program) -> bool:
     """Whether the program, or a body of it, has a dropout."""
-    ops = {id(e.op): e.op for e in program.eqns}.values()  # equal layers have the same ones
+    ops = {identity(e.op): e.op for e in program.eqns}.values()  # equal layers have the same ones
     bodies: list[Program] = [body for op in ops if (body := getattr(op, "body", None)) is not None]
     return any(isinstance(op, Dropout) for op in ops) or any(map(drops, bodies))
 

@@ -37,6 +37,7 @@ from tfc.formula.expr import (
     walk,
 )
 from tfc.formula.expr import Field as FieldNode
+from tfc.identity import identity
 from tfc.ir.formats import CHOICES, FITTERS, FORMATS, Fit, Format
 from tfc.ir.formulas import Place, held, variables
 from tfc.ir.functions import FUNCTIONS
@@ -127,7 +128,8 @@ class Lengths:
         return Lengths(names, known.parts, known.kinds, made, types)
 
     def check(self, value: Value) -> None:
-        if id(value.type) in self.types:
+        key = identity(value.type)
+        if key in self.types:
             return
         for n in value.type.shape:
             if not (not isinstance(n, int) or n >= 0):
@@ -135,7 +137,7 @@ class Lengths:
             unknown = sorted(n.names - self.names) if isinstance(n, Dim) else []
             if unknown:
                 raise IRError(f"{value}: {value.type} uses the length {unknown}, which no input's shape has")
-        self.types[id(value.type)] = value.type
+        self.types[key] = value.type
 
 
 def _program(program: Program, lengths: Lengths) -> None:
@@ -162,14 +164,16 @@ def _program(program: Program, lengths: Lengths) -> None:
             lengths.check(Value(declared.value.name, TensorType((declared.default,), DType.I32)))
     for param in program.params:
         bound(param.value)
-        if id(param) not in lengths.parts:
-            if PATH.match(param.path) is None:
+        key = identity(param)
+        if key not in lengths.parts:
+            if param.path != param.value.name and PATH.match(param.path) is None:
                 raise IRError(f"`{param.path}` is no path for a parameter")
-            kept = id(param.value.type), id(param.init), param.trained, id(param.format), id(param.fit), param.repeats
+            said = identity(param.value.type), identity(param.init), identity(param.format), identity(param.fit)
+            kept = *said, param.trained, param.repeats
             if kept not in lengths.kinds:
                 _param(param)
                 lengths.kinds.add(kept)
-            lengths.parts[id(param)] = param
+            lengths.parts[key] = param
     for at, eqn in enumerate(program.eqns):
         try:
             for arg in eqn.args:
@@ -291,14 +295,15 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> bool:
     """Whether the same operation is known to make these types of these; then there is nothing more to check."""
     op = eqn.op
     types, given = [a.type for a in eqn.args], [out.type for out in eqn.outs]
-    known = lengths.made.get(id(op), [])  # the operation is kept in `parts`
+    key = identity(op)
+    known = lengths.made.get(key, [])  # the operation is kept in `parts`
     for taken, made in known:
         if taken == types and made == given:
             return True
-    if id(op) not in lengths.parts:
+    if key not in lengths.parts:
         _op(op, lengths)
         if not isinstance(op, Repeat | Route):  # bodies follow the lengths around them
-            lengths.parts[id(op)] = op
+            lengths.parts[key] = op
     fewest, most = (PRIMITIVES[op.fn].arity,) * 2 if isinstance(op, Elementwise) else ARITY[op.name]
     count = len(eqn.args)
     if not (fewest <= count and (most is None or count <= most)):
@@ -310,7 +315,7 @@ def _eqn(eqn: Eqn, lengths: Lengths) -> bool:
     if [*inferred] != given:
         raise IRError(f"{word(op)} gives {_listed(inferred)}, bound as {_listed(given)}")
     if not isinstance(op, Repeat | Route) and len(known) < 8:
-        lengths.made.setdefault(id(op), known).append((types, given))
+        lengths.made.setdefault(key, known).append((types, given))
     return False
 
 

@@ -34,7 +34,7 @@ from tfc.ir.param_map import (
 )
 from tfc.params.fit import fitted
 
-__all__ = ["evaluate", "failing_guards", "pack", "unpack"]
+__all__ = ["Made", "evaluate", "failing_guards", "pack", "unpack"]
 
 TOGETHER = 8
 """Parts that are stacked at once in a compiled function."""
@@ -84,18 +84,24 @@ def _need(made: Mapping[str, Expr], taken: frozenset[str], tree: Tree, what: str
         raise TfcError(*(Diagnostic("E601", f"the parameter `{path}` is missing", help=hint) for path in missing))
 
 
-Made = dict[Call, tuple[Array, ...]]
+Made = dict[Expr, tuple[Array, ...]]
+"""What is computed once: the results of calls, by the call with its result number 0, and scales."""
 
 
 def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None = None) -> Array:
     """An expression over parameters. Leading axes beyond those that an operation speaks of are stacks.
 
-    made: the results of calls computed so far, by the call with its result number 0; it grows.
+    made: what is known so far; it grows.
     """
     made = {} if made is None else made
 
     def value(expr: Expr) -> Array:
         return evaluate(expr, tree, data, made)
+
+    def once(scale: Expr) -> Array:
+        if scale not in made:  # several weights have it
+            made[scale] = (value(scale),)
+        return made[scale][0]
 
     match expr:
         case Source(path):
@@ -110,10 +116,10 @@ def evaluate(expr: Expr, tree: Tree, data: Data | None = None, made: Made | None
             return jax.lax.slice_in_dim(value(of), start, start + size, axis=axis)
         case ScaleRows(weight, scale):
             w = value(weight)
-            return w * value(scale).astype(w.dtype)[..., None]
+            return w * once(scale).astype(w.dtype)[..., None]
         case UnscaleRows(weight, scale):
             w = value(weight)
-            return w / value(scale).astype(w.dtype)[..., None]
+            return w / once(scale).astype(w.dtype)[..., None]
         case MatVec(vector, weight):
             v, w = value(vector), value(weight)
             wide = jnp.promote_types(jnp.float32, w.dtype)

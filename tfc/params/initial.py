@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfc.identity import identity
 from tfc.ir.program import Init, Stored
 from tfc.ir.types import TensorType
 from tfc.params.tree import DTYPES
@@ -19,30 +20,47 @@ __all__ = ["initial", "start"]
 Array = jax.Array
 
 
+TOGETHER = 8
+"""Parameters that start alike which one call makes: a call takes longer than a small array."""
+
+SMALL = 1024
+"""Most elements of a parameter that is drawn together with others."""
+
+
 def initial(stored: Iterable[Stored], key: Array) -> dict[str, Array]:
     """Every parameter by path. Each draws from a key of its own, made of `key` and its path: adding a parameter
     to a spec leaves the others as they were. Those that start alike are drawn by one compiled function."""
     stored = tuple(stored)
-    makers: dict[object, Callable[[Stored], Array]] = {}  # of equal layers, which share types and starts
-    made = {}
+    alike: dict[object, list[Stored]] = {}  # equal layers share types and starts
     for p in stored:
-        alike = id(p.type), id(p.init), p.repeats
-        maker = makers.get(alike)
-        if maker is None:
-            maker = makers[alike] = _maker(p, key)
-        made[p.path] = maker(p)
-    return made
+        alike.setdefault((identity(p.type), identity(p.init), p.repeats), []).append(p)
+    made = {p.path: x for params in alike.values() for p, x in zip(params, _alike(params, key), strict=False)}
+    return {p.path: made[p.path] for p in stored}
 
 
-def _maker(param: Stored, key: Array) -> Callable[[Stored], Array]:
-    """What makes a parameter like this one."""
-    if param.init.kind == "table":
-        return lambda p: start(p, key)
-    if param.init.kind in ("zeros", "ones", "constant"):
-        filling = _filling(param.type.ints, DTYPES[param.type.dtype], param.init)
-        return lambda p: filling()
-    drawing = _drawing(param.type, param.init, param.repeats)
-    return lambda p: drawing(key, np.uint32(zlib.crc32(p.path.encode())))
+def _alike(params: Sequence[Stored], key: Array) -> Iterator[Array]:
+    """These parameters, which differ in their paths alone; some more may follow."""
+    first = params[0]
+    if first.init.kind == "table":
+        for p in params:
+            yield start(p, key)
+        return
+    many = range(0, len(params), TOGETHER)
+    if first.init.kind in ("zeros", "ones", "constant"):
+        filling = _filling(first.type.ints, DTYPES[first.type.dtype], first.init, min(len(params), TOGETHER))
+        for _ in many:
+            yield from filling()
+        return
+    codes = np.zeros(len(many) * TOGETHER, np.uint32)
+    codes[: len(params)] = [zlib.crc32(p.path.encode()) for p in params]
+    if math.prod(first.type.ints) <= SMALL:
+        several = _drawing_several(first.type, first.init, first.repeats)
+        for n in many:
+            yield from several(key, codes[n : n + TOGETHER])
+    else:
+        one = _drawing(first.type, first.init, first.repeats)
+        for code in codes[: len(params)]:
+            yield one(key, code)
 
 
 @lru_cache(maxsize=1024)
@@ -53,10 +71,30 @@ def _drawing(type: TensorType, init: Init, repeats: tuple[tuple[str, int], ...])
 
 
 @lru_cache(maxsize=1024)
-def _filling(shape: tuple[int, ...], dtype: str, init: Init) -> Callable[[], Array]:
-    """A new array with one number in it: compiled, as a call of that takes a fraction of the time of `jnp.full`."""
+def _drawing_several(
+    type: TensorType, init: Init, repeats: tuple[tuple[str, int], ...]
+) -> Callable[[Array, Any], Sequence[Array]]:
+    """(key, codes of TOGETHER paths) -> the parameters, each what `_drawing` gives, to the bit: turns of a loop draw
+    them, in one vector operation they could be rounded otherwise. A turn moves up what was drawn, as copies need no
+    compiling and parts of a stack do."""
+    param = Stored(init.kind, type, init, True, repeats)
+
+    def draw(key: Array, codes: Array) -> Sequence[Array]:
+        def turn(drawn: tuple[Array, ...], code: Array) -> tuple[tuple[Array, ...], None]:
+            return (*drawn[1:], start(param, jax.random.fold_in(key, code))), None
+
+        none = (jnp.zeros(type.ints, DTYPES[type.dtype]),) * TOGETHER
+        return jax.lax.scan(turn, none, codes)[0]
+
+    return jax.jit(draw)
+
+
+@lru_cache(maxsize=1024)
+def _filling(shape: tuple[int, ...], dtype: str, init: Init, count: int) -> Callable[[], Sequence[Array]]:
+    """So many new arrays with one number in them: compiled, as a call of that takes a fraction of the time of
+    `jnp.full`."""
     number = {"zeros": 0.0, "ones": 1.0}.get(init.kind, init.value)
-    return jax.jit(lambda: jnp.full(shape, number, dtype))
+    return jax.jit(lambda: [jnp.full(shape, number, dtype) for _ in range(count)])
 
 
 def start(param: Stored, key: Array) -> Array:

@@ -33,8 +33,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
             faults.append(_clash(path, "is given twice"))
         flat[path] = leaf
     above: set[str] = set()
-    for path in flat:
-        place = path.rpartition(".")[0]
+    for place in {path.rpartition(".")[0] for path in flat}:
         while place and place not in above:  # those above it are there, too
             above.add(place)
             place = place.rpartition(".")[0]
