@@ -41,8 +41,8 @@ def equation(
     return Eqn(tuple(map(Value, ("out", "lse"), op.infer(*(a.type for a in args)))), op, args)
 
 
-def plus(*x: Expr) -> Expr:
-    return apply("add", S, apply("mul", x[0], x[1]) if len(x) > 1 else x[0])
+def plus(x: Expr, *factor: Expr) -> Expr:
+    return apply("add", S, apply("mul", x, *factor) if factor else x)
 
 
 POWER = apply("pow", apply("add", apply("abs", S), Const(0.1)), Const(0.5))
@@ -247,7 +247,7 @@ def test_what_an_edit_makes_is_computed_right(case: Case, worker: Worker) -> Non
 
 
 def test_edits_one_after_another_serve_where_several_reasons_hold() -> None:
-    several = dict(
+    several: dict[str, Any] = dict(
         dtype=F32, d=24, dropout=0.1, score=apply("add", POWER, ELEMENT), captured=(TensorType((B, 70, 3), F32),)
     )
     eqn, target = equation(**several), replace(H200, platform="tpu", capability=0.0)
