@@ -1,4 +1,4 @@
-"""`vmap` over the interpreted kernel is a loop over it: results and gradients, also where captured arrays are mapped."""
+"""`vmap` over the interpreted kernel is a loop over it: results and gradients, with captured arrays mapped, too."""
 
 from typing import Any
 
