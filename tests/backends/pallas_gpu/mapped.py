@@ -47,8 +47,9 @@ def judge(fields: Mapping[str, Any], mapped: Sequence[int], times: int = 3, behi
         return [jnp.asarray(np.roll(x, 5 * t, axis) if t < 2 else np.flip(x, axis).copy()) for t in range(times)]
 
     others = {i: several(operands[i]) for i in mapped}
-    axes = tuple((-1 if behind else 0) if i in mapped else None for i in range(len(operands)))
-    stacked = [jnp.stack(others[i], axes[i]) if i in others else jnp.asarray(x) for i, x in enumerate(operands)]
+    axis = -1 if behind else 0
+    axes = tuple(axis if i in mapped else None for i in range(len(operands)))
+    stacked = [jnp.stack(others[i], axis) if i in others else jnp.asarray(x) for i, x in enumerate(operands)]
     reset_interpreter()
     together = jax.jit(jax.vmap(graded, axes))(*stacked)
     single = jax.jit(graded)
