@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from tfc.backends.kernel import Kernel, Target
+from tfc.backends.refusal import Reason
 from tfc.ir.program import Eqn
 
 __all__ = ["either"]
@@ -43,6 +44,14 @@ class Notes(First):
         return {} if kernel is None or kernel.notes is None else kernel.notes(eqn, target)
 
 
+@dataclass(frozen=True)
+class Reasons(First):
+    """All that the last one says, where all refuse."""
+
+    def __call__(self, eqn: Eqn, target: Target) -> tuple[Reason, ...]:
+        return () if self.serving(eqn, target) else self.kernels[-1].against(eqn, target)
+
+
 def either(*kernels: Kernel) -> Kernel:
     """The kernels as one, with what the last one says of gradients; all of one name, operation and late operands.
 
@@ -53,4 +62,4 @@ def either(*kernels: Kernel) -> Kernel:
         one, other = ((k.name, k.op, k.late, k.differentiable) for k in (kernel, last))
         if one != other:
             raise ValueError(f"{one} and {other} are no kernels of one name, operation, late operands and derivatives")
-    return replace(last, refuse=Refusal(kernels), build=Built(kernels), notes=Notes(kernels))
+    return replace(last, refuse=Refusal(kernels), reasons=Reasons(kernels), build=Built(kernels), notes=Notes(kernels))

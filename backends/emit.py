@@ -17,7 +17,7 @@ from tfc.backends.binding import Bound, bind_call
 from tfc.backends.gradients import differentiable, gradient_note
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.reach import check_reach
-from tfc.backends.table import KERNELS, choose, known, named
+from tfc.backends.table import KERNELS, choose, known, named, refused
 from tfc.backends.weights import rounding, turned
 from tfc.diagnostics import Diagnostic, TfcError
 from tfc.ir.ops import CacheRead, Cast, Repeat, Route
@@ -87,6 +87,7 @@ class Emitted:
     def run(self, params: Mapping[str, Array], bound: Bound) -> tuple[Array, ...]:
         """The results for inputs that `bind_call` has fitted to the program."""
         check_reach(bound.program)
+        check_forced(bound.program, self.target, self.implementation)
         return _run(bound.program, self.target, self.implementation, params, bound.inputs)
 
     def plan(self, lengths: Mapping[str, int]) -> tuple[Row, ...]:
@@ -101,6 +102,7 @@ class Emitted:
         if missing:
             raise TfcError(Diagnostic("E702", f"a plan needs a number for {', '.join(missing)}"))
         verify(bound)
+        check_forced(bound, self.target, self.implementation)
         return tuple(_rows(bound, self.target, self.implementation, ()))
 
 
@@ -138,6 +140,24 @@ def _equations(program: Program) -> Iterator[Eqn]:
             yield from _equations(eqn.op.body)
         else:
             yield eqn
+
+
+def check_forced(program: Program, target: Target, implementation: str | None) -> None:
+    """Raises TfcError (E812) with every reason of every equation that the kernel asked for cannot serve.
+
+    Lengths are numbers. Equations that stand at one place of the text, turn after turn, say the same once.
+    """
+    if implementation is not None and (found := dict.fromkeys(_refused(program, target, implementation, ()))):
+        raise TfcError(*found)
+
+
+def _refused(program: Program, target: Target, implementation: str, within: tuple[str, ...]) -> Iterator[Diagnostic]:
+    for eqn in [*filter(None, map(rounding, program.params)), *program.eqns]:
+        if isinstance(eqn.op, Repeat | Route):
+            yield from _refused(eqn.op.body, target, implementation, (*within, eqn.op.label))
+        elif (forced := named(type(eqn.op), implementation)) is not None:
+            if forced.refuse(eqn, target) is not None:
+                yield from refused(eqn, target, forced, "/".join([*within, str(eqn.outs[0])]))
 
 
 def _rows(

@@ -16,7 +16,7 @@ from jax import lax
 
 from tfc.formula.expr import Apply, Const, Expr, FormulaError, Kind, kind_of, walk
 
-__all__ = ["LOG2E", "MOSAIC_GPU", "Placed", "Tile", "unlowerable"]
+__all__ = ["LOG2E", "MOSAIC_GPU", "Placed", "Tile", "formless", "unlowerable"]
 
 Array = jax.Array
 Forms = Mapping[str, Callable[..., Any]]
@@ -123,16 +123,19 @@ MOSAIC_GPU: Forms = {
 """The primitives that Mosaic GPU lowers, each in a form that it lowers; the others stop a kernel by name."""
 
 
+def formless(node: Expr) -> str | None:
+    """The node's primitive as the language writes it, where that has no form in Mosaic GPU."""
+    if not isinstance(node, Apply):
+        return None
+    if node.fn not in MOSAIC_GPU:
+        return node.fn
+    whole = node.fn != "pow" or _whole_number(node.args[1])
+    return None if whole else "^ with an exponent that is no whole number"
+
+
 def unlowerable(*exprs: Expr) -> str | None:
     """The first primitive in the formulas that has no form in Mosaic GPU, as the language writes it."""
-    for node in (node for expr in exprs for node in walk(expr)):
-        if not isinstance(node, Apply):
-            continue
-        if node.fn not in MOSAIC_GPU:
-            return node.fn
-        if node.fn == "pow" and not _whole_number(node.args[1]):
-            return "^ with an exponent that is no whole number"
-    return None
+    return next(filter(None, (formless(node) for expr in exprs for node in walk(expr))), None)
 
 
 def _whole_number(expr: Expr) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfc.backends.kernel import Gradient, Kernel, Late, Target
+from tfc.backends.reverse_only import reverse_only
 from tfc.ir.program import Eqn
 
 __all__ = ["differentiable", "gradient_note", "own_gradient"]
@@ -36,8 +37,9 @@ def differentiable(kernel: Kernel, eqn: Eqn, target: Target, xla: Kernel) -> Cal
     """The kernel's function with derivatives.
 
     A gradient of its own keeps operands and results for the backward pass; without one the xla form is computed again
-    there, and operands alone are kept. A gradient of a gradient is always the xla form's. Under vmap each function
-    runs once for each element of the mapped axis: a kernel's grid is written for the axes that it knows.
+    there, and operands alone are kept. A gradient of a gradient is always the xla form's; forward mode is refused
+    (E818). Under vmap each function runs once for each element of the mapped axis: a kernel's grid is written for the
+    axes that it knows.
     """
     forward = kernel.build(eqn, target)
     if kernel.differentiable:
@@ -60,7 +62,9 @@ def differentiable(kernel: Kernel, eqn: Eqn, target: Target, xla: Kernel) -> Cal
         return pull(operands, results, cotangents)
 
     call.defvjp(keep, back)
-    return call
+    place = f" of {eqn.span.source.name}:{eqn.span.line}" if eqn.span else ""
+    what = f"this {eqn.op.name}{place} runs on {kernel.name}"
+    return lambda *operands: call(*reverse_only(operands, what))
 
 
 def _pulled(form: Call) -> Callable[..., tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """What a kernel is: the operation it serves, the reasons it may refuse, the function it builds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -8,11 +8,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from tfc.backends.refusal import Reason
 from tfc.ir.ops import Op
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["DTYPES", "Build", "Gradient", "Kernel", "Late", "Refuse", "Target"]
+__all__ = ["DTYPES", "Build", "Gradient", "Kernel", "Late", "Reasons", "Refuse", "Target"]
 
 DTYPES: Mapping[DType, Any] = {
     DType.BOOL: jnp.bool_,
@@ -26,6 +27,9 @@ DTYPES: Mapping[DType, Any] = {
 
 Refuse = Callable[[Eqn, "Target"], str | None]
 """Why the kernel cannot serve the equation on the target, in words, or None when it can. Raises nothing."""
+
+Reasons = Callable[[Eqn, "Target"], Iterable[Reason]]
+"""Every reason why it cannot, the one that `Refuse` gives first. Raises nothing."""
 
 Build = Callable[[Eqn, "Target"], Callable[..., tuple[jax.Array, ...]]]
 """The function of the equation's operands (shapes are static by then) that gives its results."""
@@ -104,5 +108,15 @@ class Kernel:
     notes: Callable[[Eqn, Target], dict[str, Any]] | None = None
     """What `explain` prints beside the choice: block sizes, visited tiles."""
 
+    reasons: Reasons | None = None
+    """All that stands against the equation, with what would do instead. Without it the reason is that of `refuse`."""
+
     late: frozenset[int] = frozenset()
     """Operands, by number, that it takes as `Late` on a GPU."""
+
+    def against(self, eqn: Eqn, target: Target) -> tuple[Reason, ...]:
+        """Every reason why it cannot serve the equation on the target, each once; none when it can."""
+        if self.reasons is None:
+            text = self.refuse(eqn, target)
+            return () if text is None else (Reason("refusal", text),)
+        return tuple({reason.text: reason for reason in reversed(list(self.reasons(eqn, target)))}.values())[::-1]

@@ -28,7 +28,7 @@ from tfc.ir import ops
 from tfc.ir.ops import Op
 from tfc.ir.program import Eqn
 
-__all__ = ["IMPLEMENTATIONS", "KERNELS", "Choice", "choose", "known", "named"]
+__all__ = ["IMPLEMENTATIONS", "KERNELS", "Choice", "choose", "known", "named", "refused"]
 
 _FASTER: Mapping[type[Op], tuple[Kernel, ...]] = {
     # Each row is asked from left to right. tfc's own attention comes before cuDNN's: on Hopper it is the one that
@@ -97,23 +97,42 @@ def named(op: type[Op], implementation: str | None) -> Kernel | None:
 def choose(eqn: Eqn, target: Target, implementation: str | None = None) -> Choice:
     """The first kernel that does not refuse; or the one of the name asked for, if the operation has one.
 
-    The equation's lengths are numbers. Raises TfcError (E812) where the kernel asked for refuses, or all do.
+    The equation's lengths are numbers. Raises TfcError (E812) where the kernel asked for refuses, or all do:
+    of the one asked for each reason.
     """
-    row = KERNELS[type(eqn.op)]
     forced = named(type(eqn.op), implementation)
+    if forced is not None:
+        if forced.refuse(eqn, target) is None:
+            return Choice(forced)
+        raise TfcError(*refused(eqn, target, forced))
     refusals: list[tuple[str, str]] = []
-    for kernel in (forced,) if forced else row:
+    for kernel in KERNELS[type(eqn.op)]:
         reason = kernel.refuse(eqn, target)
         if reason is None:
             return Choice(kernel, tuple(refusals))
         refusals.append((kernel.name, reason))
-    others = [k.name for k in row if k is not forced and k.refuse(eqn, target) is None] if forced else []
     raise TfcError(
         Diagnostic(
             "E812",
             f"{' nor '.join(name for name, _ in refusals)} cannot serve this {eqn.op.name} on {target.name}: "
-            + "; ".join(f"{name} {reason}" if not forced else reason for name, reason in refusals),
+            + "; ".join(f"{name} {reason}" for name, reason in refusals),
             span=eqn.span,
-            help=f"{', '.join(others)} would serve" if others else "",
         )
+    )
+
+
+def refused(eqn: Eqn, target: Target, forced: Kernel, site: str = "") -> tuple[Diagnostic, ...]:
+    """Everything that the kernel asked for by name has against the equation, reason by reason, with the edit that would
+    do, and the kernels that need none. site: what names the equation where no text does."""
+    others = [k.name for k in KERNELS[type(eqn.op)] if k.name != forced.name and k.refuse(eqn, target) is None]
+    served = f"implementation {' or '.join(others)} would serve as it is" if others else ""
+    what = f"the {eqn.op.name} `{site}`" if site and eqn.span is None else f"this {eqn.op.name}"
+    return tuple(
+        Diagnostic(
+            "E812",
+            f"{forced.name} cannot serve {what} on {target.name}: {reason.text}",
+            span=eqn.span,
+            help="; ".join(filter(None, (reason.change.words if reason.change else "", served))),
+        )
+        for reason in forced.against(eqn, target)
     )

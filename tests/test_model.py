@@ -1,5 +1,6 @@
 """A model's parameters, files, calls and complaints, on small programs and the real passes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -312,17 +313,31 @@ def test_interpretation_is_refused_where_it_would_hang(params: dict[str, Any], m
     assert "NPROC=16" in complaints("E817", built(target=resolve("h200", interpret=True)), params, TOKENS)
 
 
+FORWARD: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
+    "jvp": lambda f, p: jax.jvp(f, (p,), (p,))[1],
+    "jvp of a jit": lambda f, p: jax.jvp(jax.jit(f), (p,), (p,))[1],
+    "jit of a jvp": lambda f, p: jax.jit(lambda p: jax.jvp(f, (p,), (p,)))(p)[1],
+    "linearize": lambda f, p: jax.linearize(f, p)[1](p),
+    "jacfwd": lambda f, p: jax.jacfwd(lambda t: f(jax.tree.map(lambda x: t * x, p)))(1.0),
+    "jacfwd of a jit": lambda f, p: jax.jacfwd(jax.jit(lambda t: f(jax.tree.map(lambda x: t * x, p))))(1.0),
+    "hessian": lambda f, p: jax.hessian(lambda t: f(jax.tree.map(lambda x: t * x, p)))(1.0),
+    "of a checkpoint": lambda f, p: jax.jvp(jax.checkpoint(f), (p,), (p,))[1],
+    "of a scan": lambda f, p: jax.jvp(lambda p: jax.lax.map(lambda _: f(p), jnp.arange(2)), (p,), (p,))[1],
+}
+
+
+@pytest.mark.parametrize("way", FORWARD)
 def test_forward_mode_through_such_kernels_is_refused_in_words(
-    model: Model, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    way: str, model: Model, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    tangents = jax.tree.map(jnp.ones_like, params)
-    _, moved = jax.jvp(lambda p: model(p, TOKENS), (params,), (tangents,))
-    assert np.any(moved)
+    """However the caller asks for it, also where no call of ours is under way; and without them it works."""
+    assert np.any(FORWARD[way](lambda p: jnp.sum(model(p, TOKENS) ** 2), params))
     (form,) = (k for k in KERNELS[Attention] if k.name == "xla")
     row = (replace(form, differentiable=False), form)
     monkeypatch.setattr(table, "KERNELS", {**KERNELS, Attention: row})
-    text = complaints("E818", jax.jvp, lambda p: built()(p, TOKENS), (params,), (tangents,))
-    assert "tiny runs kernels on cpu" in text and "implementation='xla'" in text
+    other = built()
+    text = complaints("E818", FORWARD[way], lambda p: jnp.sum(other(p, TOKENS) ** 2), params)
+    assert "this attention" in text and "runs on xla" in text and "jax.grad" in text and "implementation='xla'" in text
 
 
 def test_a_model_of_whole_sequences_is_not_decoded(model: Model):

@@ -182,13 +182,33 @@ def test_kernels_are_traced_by_every_transformation(kernels: Model):
     assert jax.eval_shape(loop, params, tokens).shape == ()
 
 
-@pytest.mark.parametrize("forward", [jax.jacfwd, jax.hessian])
-def test_forward_mode_through_kernels_is_refused_in_words(kernels: Model, forward: Any):
-    params = jax.eval_shape(kernels.init, jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
-    with pytest.raises(TfcError, match="no forward-mode derivative") as caught:
-        jax.eval_shape(forward(lambda p, t: jnp.sum(kernels(p, t).astype(jnp.float32))), params, tokens)
+FORWARD: dict[str, Any] = {
+    "jacfwd": jax.jacfwd,
+    "hessian": jax.hessian,
+    "jvp": lambda f: lambda p, t: jax.jvp(lambda p: f(p, t), (p,), (p,)),
+    "linearize": lambda f: lambda p, t: jax.linearize(lambda p: f(p, t), p)[1](p),
+    "jvp of a jit": lambda f: lambda p, t: jax.jvp(jax.jit(lambda p: f(p, t)), (p,), (p,)),
+}
+
+
+@pytest.mark.parametrize("forward", FORWARD)
+def test_forward_mode_through_kernels_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, forward: str):
+    """At the latest when it is compiled; the same of the xla form compiles."""
+    monkeypatch.setattr(Model, "_present", lambda self: None)  # nothing is interpreted
+
+    def lowered(implementation: str) -> str:
+        sizes = {**SIZES, "layers": 1, "width": 32, "compute": "bf16"}
+        model = tfc.compile(SPEC, target="h200", interpret=True, implementation=implementation, **sizes)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+        loss = FORWARD[forward](lambda p, t: jnp.sum(model(p, t).astype(jnp.float32)))
+        return jax.jit(loss).lower(params, tokens).as_text()
+
+    assert "dot_general" in lowered("xla")
+    with pytest.raises(TfcError, match=r"this attention of .*tilted.tfm:18 runs on pallas_gpu") as caught:
+        lowered("pallas_gpu")
     assert [d.code for d in caught.value.diagnostics] == ["E818"]
+    assert "jax.grad" in caught.value.diagnostics[0].help and "implementation='xla'" in caught.value.diagnostics[0].help
 
 
 # --- many devices

@@ -254,15 +254,7 @@ class Model:
         self._look(given)
         if key is not None and self._drops:
             given[SEED] = _seed(key)
-        try:
-            return f(params, given)
-        except TypeError as e:
-            # JAX's own words for this name neither the model nor a way out
-            if "forward-mode" not in str(e) or "custom_vjp" not in str(e):
-                raise
-            fact = f"{self.lowered.name} runs kernels on {self.target.name} that have no forward-mode derivative"
-            hint = "jax.grad and jax.vjp work; jvp, jacfwd and hessian do with implementation='xla'"
-            raise TfcError(Diagnostic("E818", fact, help=hint)) from e
+        return f(params, given)
 
     @cached_property
     def _jitted(self) -> Callable[[Any, Mapping[str, Any]], tuple[Array, ...]]:

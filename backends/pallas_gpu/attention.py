@@ -1,6 +1,6 @@
 """An attention equation turned into a call of the Hopper kernel: what it refuses, its block sizes, its operands."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -9,24 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import schedule, tuned
 from tfc.backends.pallas_gpu.plan import ROWS, Config, Plan, intricate
+from tfc.backends.pallas_gpu.refusals import in_bf16, of_device, of_dropout, of_formulas, of_types
 from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY, launch
 from tfc.backends.pallas_gpu.weighing import weighing
-from tfc.formula.expr import Expr, Kind, Load, Read, Side, Var, walk
+from tfc.backends.refusal import Change, Reason, first, resized
+from tfc.formula.expr import Expr, Load, Side, walk
 from tfc.ir.ops import Attention, P, S
 from tfc.ir.program import Eqn
 from tfc.ir.types import DType
 
-__all__ = ["KERNEL", "build", "config_for", "refuse"]
+__all__ = ["KERNEL", "build", "config_for", "reasons", "refuse"]
 
 Array = jax.Array
 
 Launch = Callable[[Plan], Callable[..., tuple[Array, ...]]]
 
-H = Var("h", Kind.INT)
 CACHED = 24 * 2**20
 """Bytes of keys and values that blocks on their own lists work on at once: half the second-level cache."""
 
@@ -57,37 +57,44 @@ def config_for(head_dim: int, n: int, fields: int = 0, value_dim: int = 0) -> Co
     )
 
 
-def refuse(eqn: Eqn, target: Target) -> str | None:
-    """Why this kernel cannot serve `eqn` on `target`, or None when it can."""
+def reasons(eqn: Eqn, target: Target) -> Iterator[Reason]:
+    """Why this kernel cannot serve `eqn` on `target`: nothing when it can."""
     op = eqn.op
     assert isinstance(op, Attention)
-    q, _, v, *captured = (a.type for a in eqn.args)
-    if target.platform != "gpu":
-        return f"needs a GPU, the target is {target.platform}"
-    if target.capability != 9.0:
-        return f"needs compute capability 9.0 (Hopper), the target has {target.capability}"
-    if q.dtype not in (DType.BF16, DType.F16):
-        return f"computes in bf16 or f16, the operands are {q.dtype}"
-    for what, size in (("head size", q.last), ("values of size", v.last)):
-        if not isinstance(size, int) or size % 16 or not 0 < size <= 256:
-            return f"{what} {size}: takes multiples of 16 up to 256"
-    keys = v.shape[1]
-    if isinstance(keys, int) and keys > 64 * schedule.MOST:
-        return f"numbers key tiles in 15 bits: {keys} keys are more than {64 * schedule.MOST}"
-    if op.dropout:
-        return f"drops no attention weights, and this call has a key and `dropout = {op.dropout:g}`"
-    if missing := unlowerable(op.score, op.mask, op.weigh):
-        return f"`{missing}` has no form in Mosaic GPU"
+    q, v = eqn.args[0].type, eqn.args[2].type
+    yield from of_device(target)
+    yield from of_types(eqn)
+    if not whole(q.ints[3]):
+        yield Reason("head size", f"head size {q.last}: takes multiples of 16 up to 256", of_size(eqn, q.ints[3]))
+    if not whole(v.ints[3]) and v.last != q.last:
+        text = f"values of size {v.last}: takes multiples of 16 up to 256"
+        yield Reason("value size", text, of_size(eqn, v.ints[3]))
+    keys, most = v.ints[1], 64 * schedule.MOST
+    if keys > most:
+        change = Change(words=f"a sequence of at most {most} keys", types=resized(eqn, "k", most))
+        yield Reason("keys", f"numbers key tiles in 15 bits: {keys} keys are more than {most}", change)
+    yield from of_dropout(op)
+    yield from of_formulas(eqn, "score", "mask", "weigh")
     if q.dtype is DType.F16 and not weighing(op.weigh).softmax and any(node == S for node in walk(op.weigh)):
-        return f"keeps weights in f16, which ends at 65504, and nothing bounds `{op.weigh}`: bf16 would do"
-    if any(isinstance(node, Var) and node != H for node in walk(op.mask)):
-        return f"masks by tokens and heads, and `{op.mask}` looks at scores"
-    for node in (n for expr in (op.score, op.mask, op.weigh) for n in walk(expr)):
-        if isinstance(node, Read) and node.indices != (H,):
-            return f"reads tables per head or per token, and `{node}` is neither"
-        if isinstance(node, Load | Read) and captured[node.slot].dtype is DType.F64:
-            return f"reads f32 at most, and `{node}` is f64"
-    return None
+        text = f"keeps weights in f16, which ends at 65504, and nothing bounds `{op.weigh}`: bf16 would do"
+        yield Reason("weights in f16", text, in_bf16(eqn))
+
+
+def refuse(eqn: Eqn, target: Target) -> str | None:
+    """The first reason why this kernel cannot serve `eqn` on `target`, or None when it can."""
+    return first(reasons(eqn, target))
+
+
+def whole(size: int) -> bool:
+    """Whether heads of this size are whole chunks of shared memory, and fit."""
+    return size % 16 == 0 and 0 < size <= 256
+
+
+def of_size(eqn: Eqn, size: int) -> Change:
+    """Every operand of this size with heads of the next size that fits."""
+    fits = min(256, up(max(size, 1), 16))
+    types = {n: a.type.with_last(fits) for n, a in enumerate(eqn.args[:3]) if a.type.last == size}
+    return Change(words=f"heads of {fits} instead of {size}", types=types)
 
 
 def padded(x: Array, axis: int, size: int) -> Array:
@@ -236,5 +243,6 @@ KERNEL = Kernel(
     build=build,
     differentiable=False,
     notes=notes,
+    reasons=reasons,
     late=frozenset([1, 2]),
 )

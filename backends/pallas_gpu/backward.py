@@ -4,7 +4,7 @@ One kernel runs over key tiles and sums dk and dv (`by_keys`), one over query ti
 products a pair of tiles instead of five, and no sum that depends on the order in which blocks run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -21,12 +21,13 @@ from tfc.backends.pallas_gpu.attention import KERNEL as FORWARD
 from tfc.backends.pallas_gpu.attention import operands, padded, up
 from tfc.backends.pallas_gpu.pairs import Config, Leaf, Plan, leaves_of
 from tfc.backends.pallas_gpu.plan import ROWS, intricate
+from tfc.backends.refusal import Change, Reason, first
 from tfc.formula.derive import S, derivative
-from tfc.formula.expr import FormulaError, Load, Side, walk
+from tfc.formula.expr import Const, FormulaError, Kind, Load, Side, apply, kind_of, walk
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
 
-__all__ = ["KERNEL", "build", "configs_for", "configs_of", "refuse"]
+__all__ = ["KERNEL", "build", "configs_for", "configs_of", "reasons", "refuse"]
 
 Array = jax.Array
 
@@ -68,24 +69,44 @@ def configs_for(
     return {"q": replace(wide, ahead=True), "kv": wide}
 
 
-def refuse(eqn: Eqn, target: Target) -> str | None:
-    """Why the gradient of an equation that the forward kernel serves is left to another, or None where it is not."""
+def reasons(eqn: Eqn, target: Target) -> Iterator[Reason]:
+    """Why the gradient of an equation that the forward kernel serves is left to another: nothing where it is not."""
     op, (q, _, v) = eqn.op, (a.type for a in eqn.args[:3])
     assert isinstance(op, Attention)
     if q.last not in HEAD_DIMS or v.last != q.last:
-        return f"head sizes {q.last} and {v.last} are not both 32, 64, 128 or 256"
+        text = f"head sizes {q.last} and {v.last} are not both 32, 64, 128 or 256"
+        yield Reason("head size", text, of_heads(eqn))
     if op.weigh != P:
-        return f"weighs by the softmax alone, not by `{op.weigh}`"
+        yield Reason("weigh", f"weighs by the softmax alone, not by `{op.weigh}`")
+    if kind_of(op.score) is not Kind.REAL:
+        change = Change(words=f"`1.0 * ({op.score})`", op=dict(score=apply("mul", Const(1.0), op.score)))
+        yield Reason("no real", f"the score `{op.score}` is {kind_of(op.score)}: only reals have derivatives", change)
+        return
     try:
         slopes = [derivative(op.score, S)]
         slopes += [
             derivative(op.score, leaf) for leaves in leaves_of(op.score, _trained(eqn)).values() for leaf in leaves
         ]
     except FormulaError as error:
-        return str(error)
+        yield Reason("no derivative", str(error))
+        return
     if missing := unlowerable(op.score, op.mask, *slopes):
-        return f"`{missing}` has no form in Mosaic GPU"
-    return None
+        yield Reason("function", f"`{missing}` has no form in Mosaic GPU")
+
+
+def of_heads(eqn: Eqn) -> Change | None:
+    """Queries, keys and values with heads of the next size that both fit."""
+    wide = max(eqn.args[0].type.ints[3], eqn.args[2].type.ints[3])
+    size = next((d for d in HEAD_DIMS if d >= wide), None)
+    if size is None:
+        return None
+    types = {n: a.type.with_last(size) for n, a in enumerate(eqn.args[:3])}
+    return Change(words=f"heads of {size}, keys and values alike", types=types)
+
+
+def refuse(eqn: Eqn, target: Target) -> str | None:
+    """The first reason why the gradient of an equation that the forward kernel serves is left to another, or None."""
+    return first(reasons(eqn, target))
 
 
 def _trained(eqn: Eqn) -> frozenset[int]:

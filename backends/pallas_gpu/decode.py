@@ -4,7 +4,7 @@ Time is the bytes of keys and values over the bandwidth, where all multiprocesso
 row are dealt out to as many blocks as fill the device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfc.backends.bounds import visited_tiles
-from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import tuned
-from tfc.backends.pallas_gpu.attention import padded, up
+from tfc.backends.pallas_gpu.attention import of_size, padded, up
 from tfc.backends.pallas_gpu.cached import BITS, Plan, launch, merge
-from tfc.backends.pallas_gpu.streaming import ROWS, Config, H
-from tfc.formula.expr import Load, Read, Var, walk
+from tfc.backends.pallas_gpu.refusals import of_device, of_dropout, of_formulas, of_types
+from tfc.backends.pallas_gpu.streaming import ROWS, Config
+from tfc.backends.refusal import Change, Reason, first, resized
+from tfc.formula.expr import Load, Read
 from tfc.ir.ops import Attention, P
 from tfc.ir.program import Eqn
-from tfc.ir.types import DType
 
-__all__ = ["KERNEL", "build", "call", "config_for", "refuse", "resident", "splits_for"]
+__all__ = ["KERNEL", "build", "call", "config_for", "reasons", "refuse", "resident", "splits_for"]
 
 Array = jax.Array
 
@@ -67,41 +67,39 @@ def splits_for(rows: int, tiles: int, slots: int) -> int:
     return min(range(1, min(tiles, slots) + 1), key=time, default=1)
 
 
-def refuse(eqn: Eqn, target: Target) -> str | None:
-    """Why this kernel cannot serve `eqn` on `target`, or None when it can."""
+def reasons(eqn: Eqn, target: Target) -> Iterator[Reason]:
+    """Why this kernel cannot serve `eqn` on `target`: nothing when it can."""
     op = eqn.op
     assert isinstance(op, Attention)
-    q, k, v, *captured = (a.type for a in eqn.args)
-    if target.platform != "gpu":
-        return f"needs a GPU, the target is {target.platform}"
-    if target.capability != 9.0:
-        return f"needs compute capability 9.0 (Hopper), the target has {target.capability}"
-    (_, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
-    if n * (heads // kv_heads) > ROWS:
-        return f"packs {ROWS} rows, and {n} queries of {heads // kv_heads} heads that share keys are more"
+    (_, n, heads, head_dim), (_, m, kv_heads, _) = eqn.args[0].type.ints, eqn.args[1].type.ints
+    v, group = eqn.args[2].type, heads // kv_heads
+    yield from of_device(target)
+    if n * group > ROWS:
+        few = ROWS // group
+        change = Change(words=f"at most {few} tokens a call", types=resized(eqn, "q", few)) if few else None
+        text = f"packs {ROWS} rows, and {n} queries of {group} heads that share keys are more"
+        yield Reason("rows", text, change)
     if n >= m:
         # no cache: a short sequence as it is trained on, one tile, for which the other kernel has gradients
-        return f"is for few queries over many keys, and {n} queries over {m} keys have nothing to split"
-    if q.dtype not in (DType.BF16, DType.F16):
-        return f"computes in bf16 or f16, the operands are {q.dtype}"
+        change = Change(words=f"a cache of more than {n} tokens", types=resized(eqn, "k", n + 1))
+        text = f"is for few queries over many keys, and {n} queries over {m} keys have nothing to split"
+        yield Reason("few keys", text, change)
+    yield from of_types(eqn)
     if head_dim % 16 or not 0 < head_dim <= 256:
-        return f"head size {head_dim} is no multiple of 16 up to 256"
-    if v.last != q.last:
-        return f"values of size {v.last} differ from the head size {q.last}"
-    if op.dropout:
-        return f"drops no attention weights, and this call has a key and `dropout = {op.dropout:g}`"
+        text = f"head size {head_dim} is no multiple of 16 up to 256"
+        yield Reason("head size", text, of_size(eqn, head_dim))
+    if v.last != head_dim:
+        change = Change(words=f"values of size {head_dim}", types={2: v.with_last(head_dim)})
+        yield Reason("value size", f"values of size {v.last} differ from the head size {head_dim}", change)
+    yield from of_dropout(op)
     if op.weigh != P:
-        return f"weighs by the softmax alone, not by `{op.weigh}`"
-    if missing := unlowerable(op.score, op.mask):
-        return f"`{missing}` has no form in Mosaic GPU"
-    if any(isinstance(node, Var) and node != H for node in walk(op.mask)):
-        return f"masks by tokens and heads, and `{op.mask}` looks at scores"
-    for node in (n for expr in (op.score, op.mask) for n in walk(expr)):
-        if isinstance(node, Read) and node.indices != (H,):
-            return f"reads tables per head or per token, and `{node}` is neither"
-        if isinstance(node, Load | Read) and captured[node.slot].dtype is DType.F64:
-            return f"reads f32 at most, and `{node}` is f64"
-    return None
+        yield Reason("weigh", f"weighs by the softmax alone, not by `{op.weigh}`")
+    yield from of_formulas(eqn, "score", "mask")
+
+
+def refuse(eqn: Eqn, target: Target) -> str | None:
+    """The first reason why this kernel cannot serve `eqn` on `target`, or None when it can."""
+    return first(reasons(eqn, target))
 
 
 def packed(q: Array, plan: Plan) -> Array:
@@ -274,5 +272,6 @@ KERNEL = Kernel(
     build=build,
     differentiable=False,
     notes=notes,
+    reasons=reasons,
     late=frozenset([1, 2]),
 )

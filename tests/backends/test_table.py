@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import tfc.backends
-from tfc.backends.kernel import Target
+from tfc.backends.kernel import Kernel, Target
 from tfc.backends.overview import TYPICAL, markdown
 from tfc.backends.table import IMPLEMENTATIONS, KERNELS, choose, known
 from tfc.diagnostics import TfcError
@@ -59,7 +59,26 @@ def test_a_forced_kernel_serves_or_raises_with_the_reason():
         choose(attention(DType.F32), resolve("h200"), "pallas_gpu")
     (found,) = caught.value.diagnostics
     assert found.code == "E812" and "pallas_gpu" in found.message and "f32" in found.message
-    assert found.help == "xla, reference would serve"
+    assert found.help == "default precision { compute = bf16 }; implementation xla or reference would serve as it is"
+
+
+def test_a_forced_kernel_says_everything_that_stands_against_it():
+    with pytest.raises(TfcError) as caught:
+        choose(attention(DType.F32, d=72), resolve("b200"), "pallas_gpu")
+    said = [d.message.partition(" on b200: ")[2] for d in caught.value.diagnostics]
+    assert said == [
+        "needs compute capability 9.0 (Hopper), the target has 10.0",
+        "computes in bf16 or f16, the operands are f32",
+        "head size 72: takes multiples of 16 up to 256",
+    ]
+
+
+@pytest.mark.parametrize("kernel", [k for row in KERNELS.values() for k in row if k.reasons], ids=lambda k: k.name)
+@pytest.mark.parametrize("target", names())
+def test_the_first_of_all_reasons_is_the_one_of_a_refusal(kernel: Kernel, target: str):
+    for eqn in (attention(), attention(DType.F32, d=72)):
+        found = kernel.against(eqn, resolve(target))
+        assert kernel.refuse(eqn, resolve(target)) == (found[0].text if found else None)
 
 
 def test_an_operation_without_a_kernel_of_the_forced_name_chooses_for_itself():

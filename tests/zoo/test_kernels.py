@@ -1,7 +1,6 @@
 """Systems of streaming attention name the kernel that they expect on an H200, in bf16; here is what is chosen."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -56,24 +55,8 @@ OTHERS = sorted(
     for name in (p.relative_to(ZOO).with_suffix("").as_posix() for p in ZOO.rglob("*.tfm"))
     if name not in LISTED.values() and read_head(ZOO / f"{name}.tfm").kernels
 )
-DECLARED = "default precision { params = f32   compute = bf16   reduce = f32 }"
 LONG = 48
 """Letters of a formula in a reason up to which heads repeat it."""
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The specs as they are, but that they compute in bf16."""
-    folder = tmp_path_factory.mktemp("bf16") / "zoo"
-    shutil.copytree(ZOO, folder)
-    for file in folder.rglob("*.tfm"):
-        text = file.read_text(encoding="utf-8")
-        if "default precision" in text:
-            text = text.replace("compute = f32", "compute = bf16")
-        else:
-            text = text.replace("tfm 1\n", f"tfm 1\n\n{DECLARED}\n", 1)
-        file.write_text(text, encoding="utf-8")
-    return folder
 
 
 def chosen(file: Path) -> list[str]:

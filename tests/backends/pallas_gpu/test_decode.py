@@ -15,7 +15,7 @@ from tfc import aot
 from tfc.backends.kernel import Target
 from tfc.backends.pallas_gpu import attention, decode
 from tfc.backends.table import choose
-from tfc.formula.expr import Const, Expr, Kind, Load, Token, Var, apply
+from tfc.formula.expr import Expr, Kind, Token, Var, apply
 from tfc.ir.ops import YES, Attention, P, S
 from tfc.ir.program import Eqn, Value
 from tfc.ir.types import DType, TensorType
@@ -277,38 +277,9 @@ def equation(
     types = [TensorType((b, t, heads, size), dtype) for t, heads, size in ((n, h, d), (m, g, d), (m, g, dv or d))]
     types += captured
     op = Attention(scale=1.0, score=score, mask=mask, weigh=weigh)
-    outs = replace(op, mask=YES).infer(*types)
+    outs = op.infer(*types)
     args = tuple(Value(f"x{i}", t) for i, t in enumerate(types))
     return Eqn((Value("out", outs[0]), Value("lse", outs[1])), op, args)
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "rows": (dict(n=17), "packs 64 rows, and 17 queries of 4 heads that share keys are more"),
-    "keys": (dict(n=8, m=8), "8 queries over 8 keys have nothing to split"),
-    "dtype": (dict(dtype=DType.F32), "computes in bf16 or f16, the operands are f32"),
-    "head size": (dict(d=72), "head size 72 is no multiple of 16 up to 256"),
-    "larger heads": (dict(d=272), "head size 272 is no multiple of 16 up to 256"),
-    "value size": (dict(dv=64), "values of size 64 differ from the head size 128"),
-    "weigh": (dict(weigh=apply("mul", P, Const(2.0))), "weighs by the softmax alone, not by `p * 2.0`"),
-    "primitive": (dict(score=apply("erf", S)), "`erf` has no form in Mosaic GPU"),
-    "scores in a mask": (dict(mask=apply("gt", S, Const(0.0))), "masks by tokens and heads, and `s > 0.0`"),
-    "f64": (
-        dict(score=apply("add", S, Load(0, "k", Kind.REAL)), captured=(TensorType((4096,), DType.F64),)),
-        "reads f32 at most",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refusals(name: str) -> None:
-    change, reason = REFUSED[name]
-    said = decode.KERNEL.refuse(equation(**change), H200)
-    assert said is not None and reason in said
-
-
-def test_other_devices_are_refused() -> None:
-    assert "target is tpu" in (decode.KERNEL.refuse(equation(), replace(H200, platform="tpu")) or "")
-    assert "has 8.0" in (decode.KERNEL.refuse(equation(), replace(H200, capability=8.0)) or "")
 
 
 def test_the_table_asks_it_first_and_under_the_same_name() -> None:
