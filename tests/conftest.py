@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {meaning}")
     os.environ["TFC_TUNED"] = os.devnull  # no user's block sizes
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is first asked for a device
+    # each of several processes would take three quarters of a GPU's memory, and the second would find none
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("TFC_AOT") != "1" and profile(config) != "deep":
         # most of the time goes into compiling programs that run once, on a few numbers: without LLVM's optimizations
         # a third less; XLA's own passes stay

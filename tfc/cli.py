@@ -286,7 +286,7 @@ def run(
 @click.option(
     "--only", default="", metavar="TEXT", help="Only cases whose name has this text, or one of several: softcap,alibi."
 )
-@click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention`; each in turn if left out.")
+@click.option("--direction", type=click.Choice(["forward", "both"]), help="Of `attention` and `scaling`.")
 @click.option("--samples", default=20, type=click.IntRange(min=3), help="Timings of each; the result keeps them all.")
 @click.option("--jobs", default=1, type=click.IntRange(min=1), metavar="N", help="Of `attention` and `decode`: prepare "
               "cases in N processes at once; they measure one after another.")  # fmt: skip
@@ -306,14 +306,18 @@ def bench(
 ) -> int:
     """Check and time a suite on the device here, its peers in the same run, and keep every sample.
 
+    attention and decode: our kernels beside others'. scaling: what their time and memory grow with, and what gradients
+    of captured arrays cost. minilm, approximation: a model on the CPU.
+
     \b
     Example:
       tfc bench attention --against cudnn,tokamax,flex,flash2
       tfc bench decode --only 128k
+      tfc bench scaling
       TFC_PEERS_PYTHON=~/peers/bin/python tfc bench minilm --against transformers
     """
     if not render and suite is None:
-        raise click.UsageError("name a suite: attention, decode, approximation, minilm")
+        raise click.UsageError("name a suite: attention, decode, scaling, approximation, minilm")
     from pathlib import Path
 
     from tfc.commands import bench as command

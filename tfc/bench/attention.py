@@ -108,8 +108,9 @@ def _tiles_of(case: AttentionCase, other: AttentionCase) -> dict[str, float]:
     return {"tiles": counts[0], "beside_tiles": counts[1], "predicted": counts[1] / counts[0]}
 
 
-def distance(case: AttentionCase, out: jax.Array, operands: Operands) -> float:
-    """Norm-wise distance of `out` [B, N, H, D] to the float64 definition, on sampled rows of two heads.
+def distance(case: AttentionCase, out: jax.Array, operands: Operands, *, sampled: int | None = None) -> float:
+    """Norm-wise distance of `out` [B, N, H, D] to the float64 definition, on sampled rows of two heads: at each of two
+    places `sampled`, or SAMPLED.
 
     Rows a..b of a causal case see keys before b only, so a sample is the definition's last rows of the shorter
     problem of b keys, as it is where a document ends at b; without a mask any rows of the whole problem serve.
@@ -124,7 +125,7 @@ def distance(case: AttentionCase, out: jax.Array, operands: Operands) -> float:
     for b, h in ((0, 0), (case.batch - 1, case.heads - 1)):
         g = h // (case.heads // case.kv_heads)
         for end in ends:
-            rows, keys = slice(max(0, end - SAMPLED), end), slice(0, case.length if plain else end)
+            rows, keys = slice(max(0, end - (sampled or SAMPLED)), end), slice(0, case.length if plain else end)
             q, k, v = operands[:3]
             parts = [q[b : b + 1, rows, h : h + 1], k[b : b + 1, keys, g : g + 1], v[b : b + 1, keys, g : g + 1]]
             for what, x in zip(case.captured, operands[3 : 3 + len(case.captured)], strict=True):

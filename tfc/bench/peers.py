@@ -15,7 +15,7 @@ from tfc.bench.timing import JaxRunner, Runner, TorchRunner
 from tfc.formula.expr import Apply, Const, Load, Read, conjuncts
 from tfc.ir.ops import P, S
 
-__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "prepared", "tokamax_here"]
+__all__ = ["PEERS", "Form", "Peer", "PeerRefusal", "asked", "prepared", "tokamax_here"]
 
 Operands = tuple[jax.Array, ...]
 Prepared = tuple[Runner, Callable[[], tuple[jax.Array, ...]]]
@@ -89,8 +89,9 @@ class Peer:
         return {p: metadata.version(p) for p in self.packages}
 
 
-def prepared(function: Callable[..., jax.Array], sets: Sequence[Operands], direction: Direction) -> Prepared:
-    """A JAX function of q, k, v and more, as `Peer.prepare` gives it."""
+def asked(function: Callable[..., jax.Array], direction: Direction) -> Callable[..., tuple[jax.Array, ...]]:
+    """A function of q, k, v and more as one that gives what the direction asks for: (result,), or, where a cotangent of
+    it follows the operands, the result and the gradients of q, k and v."""
 
     def forward(*operands: jax.Array) -> tuple[jax.Array, ...]:
         return (function(*operands),)
@@ -100,8 +101,13 @@ def prepared(function: Callable[..., jax.Array], sets: Sequence[Operands], direc
         out, pull = jax.vjp(lambda q, k, v: function(q, k, v, *rest), q, k, v)
         return (out, *pull(cotangent))
 
-    asked = both if direction == "both" else forward
-    return JaxRunner(asked, sets), lambda: jax.jit(asked)(*sets[0])
+    return both if direction == "both" else forward
+
+
+def prepared(function: Callable[..., jax.Array], sets: Sequence[Operands], direction: Direction) -> Prepared:
+    """A JAX function of q, k, v and more, as `Peer.prepare` gives it."""
+    call = asked(function, direction)
+    return JaxRunner(call, sets), lambda: jax.jit(call)(*sets[0])
 
 
 def _with_arrays(

@@ -16,6 +16,7 @@ __all__ = ["Row", "kernel_hash", "latest", "markdown", "read", "write"]
 SOURCES = {
     "attention": ("formula.py", "pallas_gpu/attention.py", "pallas_gpu/*.py"),
     "decode": ("formula.py", "pallas_gpu/*.py"),
+    "scaling": ("bounds.py", "formula.py", "gradients.py", "pallas_gpu/*.py"),
     "minilm": ("xla/arrays.py", "xla/attention.py", "xla/formula.py", "xla/index.py", "xla/linear.py", "xla/norm.py"),
     "approximation": ("tfc/params/fit/*.py", "tfc/passes/factorize.py", "tfc/passes/hash_attention.py"),
 }
@@ -26,7 +27,8 @@ SOURCES = {
 class Row:
     """One case against one peer, measured in one run. Times are device milliseconds, medians of `samples`.
 
-    ratio: peer_ms / ours_ms, above 1 tfc is faster. floor_ms: what FLOPs and bytes alone need on this device.
+    ratio: peer_ms / ours_ms, above 1 tfc is faster, unless `ratio_of` says otherwise. floor_ms: what FLOPs and bytes
+    alone need on this device.
     errors: norm-wise distance to float64 on sampled rows, ours and the peer's; of direction `both`, ours also of the
     gradients of a shorter problem, and the peer's to ours. beside: the case that the peer computes, where it is another
     than ours. quality: what else was measured or judged, by name; the suite's module says what.
@@ -54,6 +56,10 @@ class Row:
     """What a call of a small model costs through `Model` and through its jitted function alone."""
     quality: dict[str, float] = field(default_factory=dict)
     beside: str = ""
+    ratio_of: str = ""
+    """What peer_ms over ours_ms is, where it is not a peer's time over ours; the suite's module says more."""
+    unit: str = "ms"
+    """What ours_ms, peer_ms and floor_ms are in."""
 
 
 def kernel_hash(suite: str) -> str:

@@ -1,7 +1,7 @@
 """`tfc bench`: a suite measured beside its peers on the device at hand, as rows of data and as a table."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ __all__ = ["SUITES", "bench", "charted", "render", "require_host", "section", "s
 SUITES = {
     "attention": "cudnn,tokamax,flex,flash2",
     "decode": "cudnn,tokamax,sdpa_cudnn,sdpa_flash",
+    "scaling": "",
     "approximation": "",
     "minilm": "",
 }
@@ -38,19 +39,19 @@ def bench(
     jobs: int = 1,
 ) -> int:
     """Measures and prints; with `save`, appends rows to folder/results/<device>/<suite>.jsonl. Exit code 1 where a
-    result is wrong. direction: `forward` or `both` of the suite `attention`, None for each. jobs: in how many processes
-    cases are prepared at once; they measure one after another.
+    result is wrong. direction: `forward` or `both` of the suites `attention` and `scaling`, None for each. jobs: in how
+    many processes cases of `attention` and `decode` are prepared at once; they measure one after another.
 
     Raises TfcError (E820) where the suite, a peer, the direction or the device is not what the suite needs.
     """
-    if direction is not None and suite != "attention":
+    if direction is not None and suite not in ("attention", "scaling"):
         raise TfcError(Diagnostic("E820", f"`{suite}` has no directions", help="leave `--direction` out"))
     match suite:
         case "approximation":
             return _approximation(only, samples, folder, save)
         case "minilm":
             return _minilm(against, only, samples, folder, save)
-        case "attention" | "decode":
+        case "attention" | "decode" | "scaling":
             return _on_hopper(suite, against, only, samples, folder, save, direction, jobs)
     raise TfcError(Diagnostic("E820", f"there is no suite `{suite}`", help=f"suites are: {', '.join(SUITES)}"))
 
@@ -88,14 +89,7 @@ def _on_hopper(
         for case, found, refusals in _outcomes(suite, target, against, only, samples, direction, jobs):
             rows += found
             for row in found:
-                peer = f"{row.peer} ({row.beside})" if row.beside else row.peer
-                said = {**{f"error of {name}": x for name, x in row.errors.items()}, **row.quality}
-                print(
-                    f"{row.case:24} {row.direction:7} ours {row.ours_ms:.4f} ms, {peer} {row.peer_ms:.4f} ms:"
-                    f" {row.ratio:.2f}x, floor {row.floor_ms:.4f} ms; "
-                    + ", ".join(f"{name} {x:.3g}" for name, x in said.items()),
-                    flush=True,
-                )
+                print(_line(row), flush=True)
             for name, reason in refusals.items():
                 print(f"{case:32} {name} takes no part: {reason}", flush=True)
             if save and found:
@@ -103,8 +97,19 @@ def _on_hopper(
     except (BenchError, Failed) as error:
         print(f"not timed: {error}", file=sys.stderr)
         return 1
-    print(markdown(rows), end="")
+    print(shown(rows), end="")
     return 0
+
+
+def _line(row: Row) -> str:
+    """What is printed of a row as soon as it is there."""
+    peer, unit = f"{row.peer} ({row.beside})" if row.beside else row.peer, row.unit
+    ratio = f"{row.ratio:.3f}, {row.ratio_of}" if row.ratio_of else f"{row.ratio:.2f}x"
+    said = {**{f"error of {name}": x for name, x in row.errors.items()}, **row.quality}
+    return (
+        f"{row.case:24} {row.direction:7} ours {row.ours_ms:.4f} {unit}, {peer} {row.peer_ms:.4f} {unit}:"
+        f" {ratio}, floor {row.floor_ms:.4f} {unit}; " + ", ".join(f"{name} {x:.4g}" for name, x in said.items())
+    )
 
 
 def require_host() -> None:
@@ -125,13 +130,18 @@ def require_host() -> None:
 
 def _check(suite: str, against: Sequence[str], only: str) -> None:
     """Raises TfcError (E820) for a peer that the suite does not have, or where no case has that name."""
-    from tfc.bench import cases, decode, decode_peers, peers
+    from tfc.bench import cases, decode, decode_peers, peers, scaling
 
-    has = peers.PEERS if suite == "attention" else decode_peers.PEERS
+    by_suite: dict[str, Collection[str]] = {"attention": peers.PEERS, "decode": decode_peers.PEERS}
+    has = by_suite.get(suite, ())
     for name in against:
         if name not in has:
-            raise TfcError(Diagnostic("E820", f"`{suite}` has no peer `{name}`", help=f"peers are: {', '.join(has)}"))
-    named = [c.name for c in (cases.ATTENTION if suite == "attention" else decode.DECODE)]
+            hint = f"peers are: {', '.join(has)}" if has else "it compares our kernel with itself"
+            raise TfcError(Diagnostic("E820", f"`{suite}` has no peer `{name}`", help=hint))
+    if suite == "scaling":
+        named = scaling.names()
+    else:
+        named = [c.name for c in (cases.ATTENTION if suite == "attention" else decode.DECODE)]
     if not any(cases.among(name, only) for name in named):
         raise TfcError(Diagnostic("E820", f"no case's name has `{only}`", help=f"cases are: {', '.join(named)}"))
 
@@ -140,16 +150,22 @@ def _outcomes(
     suite: str, target: "Target", against: Sequence[str], only: str, samples: int, direction: str | None, jobs: int
 ) -> Iterator[tuple[str, Sequence[Row], dict[str, str]]]:
     """Of each case: its name and direction, its rows, who takes no part and why."""
-    from tfc.bench import attention, cases, decode
+    from tfc.backends.pallas_gpu import backward
+    from tfc.bench import attention, cases, decode, scaling
     from tfc.bench.side_by_side import side_by_side
     from tfc.commands.progress import counted
 
+    directions: list[cases.Direction] = [d for d in cases.DIRECTIONS if direction in (None, d)]
+    if suite == "scaling":
+        one = directions[0] if direction else None
+        for each in scaling.run(backward.KERNEL, target, only=only, samples=samples, direction=one):
+            yield each.case, each.rows, each.refusals
+        return
     chosen: list[Any]
     reached: dict[str, float] | float | None = None
     if suite == "decode":
         chosen = [c for c in decode.DECODE if cases.among(c.name, only)]
     else:
-        directions = [d for d in cases.DIRECTIONS if direction in (None, d)]
         chosen = [(c, d) for c in cases.ATTENTION if cases.among(c.name, only) for d in directions]
     if jobs == 1:
         yield from _measured(suite, target, against, samples, reached, chosen, None)
@@ -255,6 +271,10 @@ def shown(rows: list[Row]) -> str:
         from tfc.bench import approximation
 
         return approximation.table(latest(rows))
+    if rows and rows[0].suite == "scaling":
+        from tfc.bench import scaling_table
+
+        return scaling_table.table(latest(rows))
     return markdown(rows)
 
 
@@ -264,6 +284,10 @@ def charted(rows: list[Row]) -> str:
         from tfc.bench import approximation
 
         return approximation.chart(latest(rows))
+    if rows and rows[0].suite == "scaling":
+        from tfc.bench import scaling_table
+
+        return scaling_table.chart(latest(rows))
     from tfc.bench.chart import bars
 
     return bars(rows)
