@@ -1,12 +1,17 @@
 """Packed query rows and a part of the keys turned into a partial output: the body of the Hopper kernel for decoding.
 
-Few queries meet many keys: time is what the keys and values take to arrive (arXiv:1911.02150), and one tile of 64
-rows holds the queries of all heads that share them, so that they arrive once. The keys are dealt out to several
-blocks (arXiv:2311.01282): tile t goes to part t % splits, so that a window, wherever it lies, is shared by all. Each
-part gives its own softmax's output and log-sum-exp, and a second kernel puts them together.
+Few queries meet many keys: time is what the keys and values take to arrive (arXiv:1911.02150), and one tile holds the
+queries of all heads that share them, so that they arrive once. The keys are dealt out to several blocks
+(arXiv:2311.01282): tile t goes to part t % splits, so that a window, wherever it lies, is shared by all. Each part
+gives its own softmax's output and log-sum-exp, and a second kernel puts them together.
+
+Products are transposed: S^T = K Q^T and O^T += V^T P^T. One `wgmma` takes 64 rows of its first operand and as few as
+8 columns of the second, and there are many keys and few queries: 8 rows cost an eighth of what 64 do. A thread has 4
+scores of 64 keys, and a row's maximum is found across the warps.
 
 A block is one warpgroup. It asks for the tile that comes `stages` visits later as soon as it has read one, and waits
-for its own products: two blocks or more on a multiprocessor compute while the others wait.
+for its own products: two blocks or more on a multiprocessor compute while the others wait. Its warps meet at barriers
+only where this file says so (`commit_smem`) and within reductions.
 """
 
 from collections.abc import Callable
@@ -22,12 +27,13 @@ from jax import lax
 
 from tfc.backends.formula import LOG2E, Placed
 from tfc.backends.pallas_gpu import streaming
-from tfc.backends.pallas_gpu.mma import mma, product
-from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, ROWS, H
+from tfc.backends.pallas_gpu.mma import added, nothing, product
+from tfc.backends.pallas_gpu.plan import Config
+from tfc.backends.pallas_gpu.streaming import COLUMN, ROW, H
 from tfc.compat import mosaic_interpreter, mosaic_load
 from tfc.formula.expr import Const, Kind, Load, Read, Token
 
-__all__ = ["BITS", "Plan", "launch", "merge"]
+__all__ = ["BITS", "CROWDED", "Plan", "launch", "merge", "shared_bytes"]
 
 Array = jax.Array
 
@@ -37,13 +43,25 @@ BITS = 24
 LANES = 128
 """Threads of a block, and elements that a block of the second kernel makes."""
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Parts whose loads the second kernel has under way together."""
 
-WIDENED = 32
-"""Keys of 8 bits that a block widens at a time: each round ends at a barrier, and more take more registers."""
+WIDENED = 64
+"""Keys of 8 bits that a block loads before it stores them widened: more take more registers."""
+
+SCRATCH = 2048
+"""Bytes for reductions across warps: of 16 rows at a time."""
+
+CROWDED = 48
+"""Rows of which a thread's registers hold the accumulators where heads have more than 192 elements."""
 
 YES = Const(True)
+State = tuple[Any, Any]
+"""A place among a part's key tiles, and the word of the visits that says of it."""
+
+
+def up64(size: int) -> int:
+    return -(-size // 64) * 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +95,19 @@ class Plan(streaming.Plan):
         """Whether a tile holds eight heads as they lie in memory, of which one group is the block's own: so that the
         queries need no copy that pads each group to 8 rows. Parts alone are stored so; what they add up to is not."""
         return self.n == 1 and self.splits > 1 and self.placed and 8 % self.group == 0 and self.heads % 8 == 0
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile of values in shared memory: as rows of V^T `wgmma` takes 64 of them at a time. What those
+        beyond the head size hold goes to rows of O^T that are not stored."""
+        return up64(self.head_dim)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether accumulators leave a thread no registers for the rows' statistics: then those lie in shared memory,
+        and the block sums the weights of each tile, where else a thread has a sum for each of its scores until the end.
+        """
+        return self.rows * self.columns > 64 * 128
 
     @property
     def places(self) -> int:
@@ -128,6 +159,7 @@ class Memory:
     out: Any
     lse: Any
     q_tile: Any
+    p_tile: Any
     k_ring: Any
     v_ring: Any
     out_tile: Any
@@ -137,8 +169,10 @@ class Memory:
     v_ready: Any
     k_scales: Any = None
     v_scales: Any = None
-    wide: Any = None
-    staging: Any = None
+    top: Any = None
+    total: Any = None
+    wide_k: Any = None
+    wide_v: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,33 +186,41 @@ class Part:
 
 class Rows(streaming.Rows):
     """The formulas, read for packed rows: row r is query r // group of head r % group of the group, also where eight
-    rows are the heads of several groups, of which the block's own begin at a multiple of `group`."""
+    rows are the heads of several groups, of which the block's own begin at a multiple of `group`. A tile is [keys,
+    rows]."""
+
+    rows, keys = 1, 0
+    of_rows, of_keys = COLUMN, ROW
 
     def __init__(self, plan: Plan, here: Part, captured: tuple[Any, ...]) -> None:
         asked: Any = here  # of the visits, the batch row
         self.plan, self.visits, self.captured, self.here = plan, asked, captured, here
-        row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
+        row = plgpu.broadcasted_iota(jnp.int32, (plan.rows,), 0, layout=self.of_rows)
         self.leaves: dict[Any, Placed] = {}
         for node in plan.nodes():
             if node == H:
-                self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (0,))
+                self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (self.rows,))
             match node:
                 case Token("q"):
                     query = row // plan.group if plan.n > 1 else jnp.zeros_like(row)
-                    self.leaves[node] = Placed(query + (plan.m - plan.n), (0,))
+                    self.leaves[node] = Placed(query + (plan.m - plan.n), (self.rows,))
                 case Load(slot, "q", kind) | Read(slot, _, kind):
-                    value = self.of_rows(slot) if slot in plan.row_slots() else self.of_query(slot)
+                    value = self.by_row(slot) if slot in plan.row_slots() else self.by_query(slot)
                     if kind is Kind.BOOL:
                         value = Placed(value.value != 0, value.axes)
                     self.leaves[node] = value
 
-    def of_rows(self, slot: int) -> Placed:
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.plan.config.block_k, self.plan.rows
+
+    def by_row(self, slot: int) -> Placed:
         ref, here = self.captured[slot], self.here
         shared_batch, shared_head = (size == 1 for size in ref.shape[:2])
         at = (0 if shared_batch else here.batch, 0 if shared_head else here.kv_head)
-        return Placed(mosaic_load(ref.at[at], ROW), (0,))
+        return Placed(mosaic_load(ref.at[at], self.of_rows), (self.rows,))
 
-    def of_query(self, slot: int) -> Placed:
+    def by_query(self, slot: int) -> Placed:
         ref = self.captured[slot]
         return Placed(mosaic_load(ref.at[self.here.batch, 0] if len(ref.shape) == 2 else ref.at[0]), ())
 
@@ -204,20 +246,29 @@ class Visits:
     def word(self, place: Any) -> Array:
         return mosaic_load(self.words.at[lax.div(place, BITS), self.part])
 
-    def next(self, place: Any, wanted: Any) -> Array:
-        """The first visited place from `place` on; `place` itself where none is wanted. One that is must exist."""
+    def start(self) -> State:
+        return self.at(jnp.int32(0))
 
-        def missed(at: tuple[Any, Any]) -> Any:
-            place, word = at
+    def at(self, place: Any) -> State:
+        return place, self.word(place)
+
+    def next(self, state: State, wanted: Any) -> State:
+        """The first visited place at or after one; the same where none is wanted. One that is must exist."""
+
+        def missed(state: State) -> Any:
+            place, word = state
             return jnp.logical_and(wanted, (lax.shift_right_logical(word, lax.rem(place, BITS)) & 1) == 0)
 
-        def onward(at: tuple[Any, Any]) -> tuple[Any, Any]:
-            place, word = at
-            place = jnp.where(word == 0, (lax.div(place, BITS) + 1) * BITS, place + 1)
-            return place, self.word(place)
+        def onward(state: State) -> State:
+            place, word = state
+            return self.at(jnp.where(word == 0, (lax.div(place, BITS) + 1) * BITS, place + 1))
 
-        found: Array = lax.while_loop(missed, onward, (place, self.word(place)))[0]
+        found: State = lax.while_loop(missed, onward, state)
         return found
+
+    def after(self, state: State) -> State:
+        """The place that follows, if there is one: its word is on its way while the block computes."""
+        return self.at(jnp.minimum(state[0] + 1, self.plan.places - 1))
 
     def tile(self, place: Any) -> Any:
         return place * self.plan.splits + self.part
@@ -235,14 +286,27 @@ def keys_of(plan: Plan, mem: Memory, here: Part, tile: Any) -> tuple[Any, Any]:
     return batch, pl.ds(first, plan.config.block_k)
 
 
-def fill(plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any) -> None:
-    """Asks for a key tile; the slot's barriers say when it is there."""
+def fill(plan: Plan, mem: Memory, here: Part, tile: Any, slot: Any, which: str) -> None:
+    """Asks for the keys or the values ("k", "v") of a key tile; the slot's barrier says when they are there."""
     batch, keys = keys_of(plan, mem, here, tile)
-    both = ((mem.k, mem.k_ring, mem.k_ready, mem.k_scales), (mem.v, mem.v_ring, mem.v_ready, mem.v_scales))
-    for i, (x, ring, ready, scales) in enumerate(both):
-        plgpu.copy_gmem_to_smem(x.at[batch, keys, here.kv_head], ring.at[slot], ready.at[slot])
-        if plan.kept is not None:
-            plgpu.copy_gmem_to_smem(mem.scales[i].at[batch, here.kv_head, keys], scales.at[slot], ready.at[slot])
+    if which == "k":
+        x, ring, ready, scales = mem.k, mem.k_ring.at[slot], mem.k_ready.at[slot], mem.k_scales
+    else:
+        x, ring, ready, scales = mem.v, mem.v_ring.at[slot], mem.v_ready.at[slot], mem.v_scales
+    at = (batch, keys, here.kv_head)
+    whole = which == "k" or plan.kept is not None
+    plgpu.copy_gmem_to_smem(x.at[at] if whole else x.at[*at, every_column(plan, here)], ring, ready)
+    if plan.kept is not None:
+        of_keys = mem.scales[which == "v"].at[batch, here.kv_head, keys]
+        plgpu.copy_gmem_to_smem(of_keys, scales.at[slot], ready)
+
+
+def every_column(plan: Plan, here: Part) -> Any:
+    """As many columns of global memory as a tile of values or results has: the copy engine reads zeros beyond those
+    that exist, and does not write them. The start is a zero that JAX, which looks for such slices, does not see."""
+    if plan.columns == plan.head_dim:
+        return slice(None)
+    return pl.ds(jnp.minimum(here.part, 0), plan.columns)
 
 
 class Arrived:
@@ -252,33 +316,39 @@ class Arrived:
         self.plan, self.mem, self.slot = plan, mem, slot
 
     def keys(self) -> Any:
+        """[block_k, D] for a product, once they are there; where they are widened, for the block to meet first."""
         plgpu.barrier_wait(self.mem.k_ready.at[self.slot])
-        return self.operand(self.mem.k_ring.at[self.slot])
+        return self.operand(self.mem.k_ring.at[self.slot], self.mem.wide_k)
 
     def values(self) -> Any:
+        """[block_k, columns], as the keys."""
         plgpu.barrier_wait(self.mem.v_ready.at[self.slot])
-        return self.operand(self.mem.v_ring.at[self.slot])
+        return self.operand(self.mem.v_ring.at[self.slot], self.mem.wide_v)
 
-    def scaled(self, x: Array, scales: Any) -> Array:
-        """[64, block_k] times the tokens' scales, of keys or of values: those of the ring, whose tile has arrived."""
-        if self.plan.kept is None:
-            return x
-        return x * lax.broadcast_in_dim(mosaic_load(scales.at[self.slot], COLUMN), x.shape, (1,))
-
-    def operand(self, ref: Any) -> Any:
-        """What a product reads: the slot, or what stands in it in the plan's type, exactly."""
+    def operand(self, ref: Any, wide: Any) -> Any:
         if self.plan.kept is None:
             return ref
-        plgpu.commit_smem()  # every warp has left what was there
+        self.widen(ref, wide)
+        return wide
+
+    def scale(self, scales: Any) -> Any:
+        """Of each token, where they have one."""
+        return None if self.plan.kept is None else mosaic_load(scales.at[self.slot], ROW)
+
+    def widen(self, ref: Any, wide: Any) -> None:
+        """Writes what stands in `ref` in the plan's type, exactly."""
         some = min(WIDENED, self.plan.config.block_k)
         for first in range(0, self.plan.config.block_k, some):
             part = pl.ds(first, some)
             x = mosaic_load(ref.at[part], narrow(self.plan.head_dim))
             if self.plan.kept != jnp.int8:  # Hopper turns floats of 8 bits into float16 alone
                 x = x.astype(jnp.float16).astype(jnp.float32)
-            self.mem.wide[part] = x.astype(self.plan.dtype)
-        plgpu.commit_smem()
-        return self.mem.wide
+            wide[part, pl.ds(0, self.plan.head_dim)] = x.astype(self.plan.dtype)
+
+
+def scaled(x: Array, scale: Any) -> Array:
+    """[block_k, rows] times what each token has, if it has."""
+    return x if scale is None else x * lax.broadcast_in_dim(scale, x.shape, (0,))
 
 
 def narrow(columns: int) -> Any:
@@ -292,57 +362,88 @@ def narrow(columns: int) -> Any:
     return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 
 
+def spread(of_rows: Array, x: Array) -> Array:
+    """[rows] beside x, [..., rows]."""
+    return lax.broadcast_in_dim(of_rows, x.shape, (1,))
+
+
 def attend(plan: Plan, mem: Memory, here: Part) -> None:
     """From Q to the part's output and log-sum-exp, one visited tile after another."""
-    stages = plan.config.stages
+    stages, widened = plan.config.stages, plan.kept is not None
     visits = Visits(plan, mem, here)
 
-    def ask(place: Any, n: Any, slot: Any) -> Any:
-        """Asks for the n-th visited tile, at or after `place`, if there is one; the place after it."""
-        wanted = n < visits.count
-        found = visits.next(place, wanted)
-        pl.when(wanted)(lambda: fill(plan, mem, here, visits.tile(found), slot))
-        return jnp.minimum(found + 1, plan.places - 1)
+    def find(state: State, wanted: Any) -> tuple[Any, State]:
+        """The first visited tile at or after a place, if there is one, and where to look for the one after it."""
+        found = visits.next(state, wanted)
+        return visits.tile(found[0]), visits.after(found)
 
-    # the rows below hold whatever was there: what becomes of them reaches no other row, and is not stored
+    def ask(tile: Any, slot: Any, wanted: Any, which: str) -> None:
+        pl.when(wanted)(lambda: fill(plan, mem, here, tile, slot, which))
+
     own = lax.div(here.kv_head * plan.group, 8) if plan.shared else here.kv_head
-    plgpu.copy_gmem_to_smem(mem.q.at[here.batch, own], mem.q_tile.at[pl.ds(0, plan.rows)], mem.q_ready)
-    ahead = jnp.int32(0)
+    plgpu.copy_gmem_to_smem(mem.q.at[here.batch, own], mem.q_tile, mem.q_ready)
+    ahead, tiles = visits.start(), []
     for n in range(stages):
-        ahead = ask(ahead, n, n)
+        tile, ahead = find(ahead, n < visits.count)
+        for which in ("k", "v"):
+            ask(tile, n, n < visits.count, which)
+        tiles.append(tile)
     rows = Rows(plan, here, mem.captured)
     plgpu.barrier_wait(mem.q_ready)
 
     def visit(n: Any, carry: Any) -> Any:
-        place, ahead, out, top, total = carry
-        slot = lax.rem(n, stages)
-        place = visits.next(place, True)
-        tile = visits.tile(place)
+        ahead, (tile, *tiles), out, *stats = carry
+        slot, wanted = lax.rem(n, stages), n + stages < visits.count
+        later, ahead = find(ahead, wanted)
         arrived = Arrived(plan, mem, slot)
-        raw = arrived.scaled(product(mem.q_tile, arrived.keys().T, watched=plan.interpret), mem.k_scales)
-        shrink, top, total, p = rows.softmax(raw, tile, plan.masked, top, total)
-        out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))
-        values = arrived.values()
-        out = mma(out, arrived.scaled(p, mem.v_scales).astype(plan.dtype), values, mem.staging)
-        plgpu.commit_smem()  # every warp has left the slot
-        ahead = ask(ahead, n + stages, slot)
-        return jnp.minimum(place + 1, plan.places - 1), ahead, out, top, total
+        keys, k_scale = arrived.keys(), arrived.scale(mem.k_scales)
+        if widened:
+            plgpu.commit_smem()  # every warp has left the slot's keys, and what the products before read
+            ask(later, slot, wanted, "k")
+        waited = arrived.values if widened else nothing
+        raw = product(keys, mem.q_tile.T, issued=waited, watched=plan.interpret)
+        if plan.crowded:
+            stats = [mosaic_load(x, COLUMN) for x in (mem.top, mem.total)]
+        shrink, top, p = rows.raised(scaled(raw, k_scale), tile, plan.masked, stats[0])
+        if plan.crowded:
+            mem.top[...], mem.total[...] = top, stats[1] * shrink + p.sum(axis=0)
+            stats = []
+        else:
+            stats = [top, stats[1] * spread(shrink, p) + p]
+        out = out * spread(shrink, out)
+        p = scaled(p, arrived.scale(mem.v_scales)).astype(plan.dtype)
+        mem.p_tile.T[...] = plgpu.layout_cast(p, plgpu.Layout.WGMMA_TRANSPOSED)
+        plgpu.commit_smem()  # every warp has left the keys, and values that were widened
+        ask(later, slot, wanted, "v" if widened else "k")
+        values = mem.wide_v if widened else arrived.values()
+        out = added(out, values.T, mem.p_tile.T, watched=plan.interpret)
+        if not widened:
+            plgpu.commit_smem()  # every warp has left the values
+            ask(later, slot, wanted, "v")
+        return ahead, (*tiles, later), out, *stats
 
-    top, total = (plgpu.layout_cast(jnp.full((ROWS,), x, jnp.float32), ROW) for x in (-jnp.inf, 0.0))
-    out = plgpu.layout_cast(jnp.zeros((ROWS, plan.head_dim), jnp.float32), plgpu.Layout.WGMMA)
-    carry = (jnp.int32(0), ahead, out, top, total)
-    _, _, out, top, total = lax.fori_loop(0, visits.count, visit, carry)
-    finish(plan, mem, here, out, top, total)
+    sizes = ((plan.columns, plan.rows), (plan.config.block_k, plan.rows))
+    out, total = (plgpu.layout_cast(jnp.zeros(size, jnp.float32), plgpu.Layout.WGMMA) for size in sizes)
+    top, zero = (plgpu.layout_cast(jnp.full((plan.rows,), x, jnp.float32), COLUMN) for x in (-jnp.inf, 0.0))
+    if plan.crowded:
+        mem.top[...], mem.total[...] = top, zero
+    stats = () if plan.crowded else (top, total)
+    _, _, out, *stats = lax.fori_loop(0, visits.count, visit, (ahead, tuple(tiles), out, *stats))
+    if plan.crowded:
+        finish(plan, mem, here, out, *(mosaic_load(x, COLUMN) for x in (mem.top, mem.total)))
+    else:
+        finish(plan, mem, here, out, stats[0], stats[1].sum(axis=0))
 
 
 def finish(plan: Plan, mem: Memory, here: Part, out: Array, top: Array, total: Array) -> None:
-    """Divides by the sums and stores the rows that are used, through shared memory."""
+    """Divides by the sums and stores, through shared memory.   out: [columns, rows]; top, total: [rows]"""
     share = jnp.where(total == 0, 0.0, 1 / total)
-    mem.out_tile[...] = (out * lax.broadcast_in_dim(share, out.shape, (0,))).astype(mem.out_tile.dtype)
+    out = (out * spread(share, out)).astype(mem.out_tile.dtype)
+    mem.out_tile.T[...] = plgpu.layout_cast(out, plgpu.Layout.WGMMA_TRANSPOSED)
     mem.lse_tile[...] = (top + plan.exponent.shift) * (1 / LOG2E) + jnp.log(total)
     plgpu.commit_smem()
     mine = (here.batch, here.kv_head, here.part)
-    plgpu.copy_smem_to_gmem(mem.out_tile.at[pl.ds(0, plan.rows)], mem.out.at[mine])
+    plgpu.copy_smem_to_gmem(mem.out_tile, mem.out.at[*mine, :, every_column(plan, here)])
     plgpu.copy_smem_to_gmem(mem.lse_tile, mem.lse.at[mine])
     plgpu.wait_smem_to_gmem(0)
 
@@ -370,11 +471,11 @@ def body(plan: Plan, *refs: Any, tiles: Any, **scratch: Any) -> None:
     attend(plan, mem, here)
 
 
-def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A buffer as `wgmma` and the copy engine like it: tiles of 8 rows, as wide as the longest swizzle that a row is a
-    whole number of."""
+def swizzled(shape: tuple[int, ...], dtype: Any, row: int) -> Any:
+    """A buffer as `wgmma` and the copy engine like it: tiles of 8 rows, as wide as the longest swizzle that `row`
+    elements are a whole number of."""
     size = jnp.dtype(dtype).itemsize
-    swizzle = next(s for s in (128, 64, 32) if shape[-1] * size % s == 0)
+    swizzle = next(s for s in (128, 64, 32) if row * size % s == 0)
     transforms = (
         plgpu.TilingTransform((8, swizzle // size)),  # type: ignore[abstract]  # a protocol of JAX with an empty body
         plgpu.SwizzleTransform(swizzle),  # type: ignore[abstract]  # the same
@@ -384,24 +485,40 @@ def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def shared(plan: Plan) -> dict[str, Any]:
     """Buffers and barriers of a block. Results take the rings' place, once nothing arrives there any more."""
-    config = plan.config
-    shape = (config.stages, config.block_k, plan.head_dim)
-    ring = swizzled(shape, plan.dtype) if plan.kept is None else plgpu.SMEM(shape, plan.kept)
-    results = [swizzled((ROWS, plan.head_dim), out_dtype(plan)), plgpu.SMEM((ROWS,), jnp.float32)]
+    config, d = plan.config, plan.head_dim
+    tiles = (config.stages, config.block_k)
+    if plan.kept is None:
+        rings = [swizzled((*tiles, size), plan.dtype, d) for size in (d, plan.columns)]
+    else:
+        rings = [plgpu.SMEM((*tiles, d), plan.kept)] * 2
+    results = [swizzled((plan.rows, plan.columns), out_dtype(plan), d), plgpu.SMEM((plan.rows,), jnp.float32)]
     copies = 1 if plan.kept is None else 2  # of a tile, and of its scales
     out = dict(
-        q_tile=swizzled((ROWS, plan.head_dim), plan.dtype),
-        tiles=plgpu.RefUnion([ring, ring], results),
+        q_tile=swizzled((plan.rows, d), plan.dtype, d),
+        p_tile=swizzled((plan.rows, config.block_k), plan.dtype, d),
+        tiles=plgpu.RefUnion(rings, results),
         q_ready=plgpu.Barrier(),
         k_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
         v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
     )
+    if plan.crowded:
+        out |= {name: plgpu.SMEM((plan.rows,), jnp.float32) for name in ("top", "total")}
     if plan.kept is not None:
-        out["wide"] = swizzled(shape[1:], plan.dtype)
-        out |= {name: plgpu.SMEM(shape[:2], jnp.float32) for name in ("k_scales", "v_scales")}
-    if plan.interpret:
-        out["staging"] = plgpu.SMEM((ROWS, config.block_k), plan.dtype)
+        for name, size in (("k", d), ("v", plan.columns)):
+            out[f"wide_{name}"] = swizzled((config.block_k, size), plan.dtype, d)
+            out[f"{name}_scales"] = plgpu.SMEM(tiles, jnp.float32)
     return out
+
+
+def shared_bytes(config: Config, head_dim: int, rows: int, kept: bool) -> int:
+    """Shared memory that a block takes of a multiprocessor's: buffers, each a whole number of KiB, what reductions and
+    barriers need, and the KiB that each block costs besides."""
+    columns, tokens = up64(head_dim), config.stages * config.block_k
+    k, v = (tokens * (head_dim if kept else 2 * size) for size in (head_dim, columns))
+    buffers = [2 * rows * head_dim, 2 * rows * config.block_k, max(k + v, 4 * rows * columns + 1024), SCRATCH]
+    buffers += [2 * config.block_k * head_dim, 2 * config.block_k * columns, 4 * tokens, 4 * tokens] if kept else []
+    buffers += [4 * rows, 4 * rows]  # statistics
+    return sum(-(-size // 1024) for size in buffers) * 1024 + 16 * config.stages + 128 + 1024
 
 
 def out_dtype(plan: Plan) -> Any:
@@ -410,9 +527,13 @@ def out_dtype(plan: Plan) -> Any:
 
 
 def compiler_params() -> Any:
-    """Reductions stay within a warp, and what Mosaic would reserve for others keeps a second block from fitting."""
-    semantics = plgpu.LoweringSemantics.Lane
-    return plgpu.CompilerParams(approx_math=True, lowering_semantics=semantics, reduction_scratch_bytes=0)
+    """No barriers beside those that this file has, and no more memory for reductions than keeps blocks from fitting."""
+    return plgpu.CompilerParams(
+        approx_math=True,
+        lowering_semantics=plgpu.LoweringSemantics.Lane,
+        reduction_scratch_bytes=SCRATCH,
+        unsafe_no_auto_barriers=True,
+    )
 
 
 def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
@@ -423,13 +544,13 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     where the plan has them, the row of stacks, int32 [1]; the table of pages, int32 [B, m / page]; the scales of k and
     of v, float32 [B or P, G, tokens], rows of stacks like k and v, which reach to the end of the last tile.
     visits: int32 [Br, Gr, words, splits], for each part a bit for each of its places, and their number above; Br is 1
-    or B, Gr 1 or G. captured: [1 or B, 1 or G, 64] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
+    or B, Gr 1 or G. captured: [1 or B, 1 or G, rows] of `Plan.row_slots`, other fields of queries [B, 1] or [1], fields
     of keys [B, T] or [T] that reach to the end of the last tile; booleans as int32.
 
     Raises ValueError for 8 bits and heads of other sizes than 32, 64 and 128 (a warp widens whole rows; beyond 128 it
     finds no registers), and for pages that are no whole number of key tiles.
 
-    out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, 64].
+    out: [B, G, splits, rows, D] in float32, in the plan's type where there is one part; lse: [B, G, splits, rows].
     """
     if plan.kept is not None and plan.head_dim not in (32, 64, 128):
         raise ValueError(f"keys of 8 bits have heads of 32, 64 or 128, not of {plan.head_dim}")
@@ -440,7 +561,7 @@ def launch(plan: Plan) -> Callable[..., tuple[Array, Array]]:
         partial(body, plan),
         out_type=(
             jax.ShapeDtypeStruct((*shape, plan.rows, plan.head_dim), out_dtype(plan)),
-            jax.ShapeDtypeStruct((*shape, ROWS), jnp.float32),
+            jax.ShapeDtypeStruct((*shape, plan.rows), jnp.float32),
         ),
         scratch_types=shared(plan),
         grid=shape,
@@ -470,7 +591,7 @@ def merge_body(plan: Plan, out: Any, lse: Any, result: Any) -> None:
 
     def read(part: Any) -> tuple[Array, Array]:
         """Of each element its row's log-sum-exp, to base 2, and its value."""
-        rows = [jnp.minimum(own + first + r, ROWS - 1) for r in range(several)]
+        rows = [jnp.minimum(own + first + r, plan.rows - 1) for r in range(several)]
         tops = [mosaic_load(lse.at[batch, kv_head, part, r]) for r in rows]
         top = jnp.full((LANES,), tops[0])
         for r in range(1, several):

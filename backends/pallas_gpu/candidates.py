@@ -7,6 +7,7 @@ from typing import Any
 
 from tfc.backends.kernel import Target
 from tfc.backends.pallas_gpu import attention, backward, decode
+from tfc.backends.pallas_gpu.cached import shared_bytes
 from tfc.backends.pallas_gpu.plan import ROWS
 from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY
 from tfc.ir.program import Eqn
@@ -59,13 +60,13 @@ def _forward(eqn: Eqn, target: Target) -> Iterable[Fields]:
 
 
 def _decode(eqn: Eqn, target: Target) -> Iterable[Fields]:
-    """Rings that let one or two blocks share a multiprocessor, and keys dealt out to one or two such rounds."""
+    """Rings that let one to three blocks share a multiprocessor, and keys dealt out to one or two such rounds."""
     plan, head_dim = decode.plan_of(eqn, target), _sizes(eqn)[0]
     yield {"block_k": plan.config.block_k, "stages": plan.config.stages, "splits": plan.splits}
     rows, sms = plan.batch * plan.kv_heads, target.sms or decode.SMS
-    for block_k, stages, blocks in product((64, 128), (2, 3, 4, 6), (1, 2)):
-        size = 2 * ROWS * head_dim + stages * block_k * 4 * head_dim + 256 + 1024
-        if blocks * size <= decode.SHARED_MEMORY and size - 1024 <= SHARED_MEMORY:
+    for block_k, stages, blocks in product((64, 128), (2, 3, 4, 6), (1, 2, 3)):
+        config = replace(plan.config, block_k=block_k, stages=stages)
+        if blocks * shared_bytes(config, head_dim, plan.rows, kept=False) <= decode.SHARED_MEMORY:
             tiles = -(-plan.m // block_k)
             for rounds in (1, 2):
                 splits = decode.splits_for(rows, tiles, rounds * blocks * sms)

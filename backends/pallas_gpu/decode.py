@@ -17,7 +17,7 @@ from tfc.backends.bounds import visited_tiles
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import tuned
 from tfc.backends.pallas_gpu.attention import of_size, padded, up
-from tfc.backends.pallas_gpu.cached import BITS, Plan, launch, merge
+from tfc.backends.pallas_gpu.cached import BITS, CROWDED, Plan, launch, merge, shared_bytes
 from tfc.backends.pallas_gpu.refusals import of_device, of_dropout, of_formulas, of_types
 from tfc.backends.pallas_gpu.streaming import ROWS, Config
 from tfc.backends.refusal import Change, Reason, first, resized
@@ -34,24 +34,30 @@ SMS = 132
 
 
 SHARED_MEMORY = 228 * 1024
-"""Bytes of a Hopper multiprocessor, of which each block costs 1024 besides its own."""
+"""Bytes of a Hopper multiprocessor."""
 
 
-def config_for(head_dim: int) -> Config:
-    """Block sizes by head size: 64 keys or, of small heads, 128 a tile, and as long a ring as memory has for it.
+def config_for(head_dim: int, rows: int = 8, kept: bool = False) -> Config:
+    """Block sizes by head size, rows of queries and whether keys have 8 bits: 64 keys or, of small heads, 128 a tile,
+    and as long a ring as memory has for it.
 
     On its way to a multiprocessor must be what the full bandwidth brings in a microsecond, 36 KB of 4.8 TB/s.
     """
-    block_k = 64 if head_dim > 64 else 128
-    block = SHARED_MEMORY // resident(head_dim) - 1024 - 256  # that is more than the barriers take
-    return Config(
-        consumers=1, block_k=block_k, stages=min(6, (block - 2 * ROWS * head_dim) // (4 * head_dim * block_k))
-    )
+    return _config(head_dim, rows, kept, resident(head_dim, rows, kept))
 
 
-def resident(head_dim: int) -> int:
-    """Blocks that share a multiprocessor: while one computes others wait. Two, where two rings of two tiles fit."""
-    return 2 if head_dim <= 160 else 1
+def _config(head_dim: int, rows: int, kept: bool, blocks: int) -> Config:
+    made = Config(consumers=1, block_k=64 if head_dim > 64 else 128, stages=6)
+    while made.stages > 1 and shared_bytes(made, head_dim, rows, kept) * blocks > SHARED_MEMORY:
+        made = replace(made, stages=made.stages - 1)
+    return made
+
+
+def resident(head_dim: int, rows: int = 8, kept: bool = False) -> int:
+    """Blocks that share a multiprocessor: while one computes others wait. Two, three of those that widen keys, where
+    their rings hold two tiles."""
+    ways = (3, 2) if kept else (2,)
+    return next((n for n in ways if _config(head_dim, rows, kept, n).stages > 1), 1)
 
 
 def splits_for(rows: int, tiles: int, slots: int) -> int:
@@ -74,10 +80,11 @@ def reasons(eqn: Eqn, target: Target) -> Iterator[Reason]:
     (_, n, heads, head_dim), (_, m, kv_heads, _) = eqn.args[0].type.ints, eqn.args[1].type.ints
     v, group = eqn.args[2].type, heads // kv_heads
     yield from of_device(target)
-    if n * group > ROWS:
-        few = ROWS // group
+    most = ROWS if head_dim <= 192 else CROWDED
+    if n * group > most:
+        few = most // group
         change = Change(words=f"at most {few} tokens a call", types=resized(eqn, "q", few)) if few else None
-        text = f"packs {ROWS} rows, and {n} queries of {group} heads that share keys are more"
+        text = f"packs {most} rows, and {n} queries of {group} heads that share keys are more"
         yield Reason("rows", text, change)
     if n >= m:
         # no cache: a short sequence as it is trained on, one tile, for which the other kernel has gradients
@@ -153,7 +160,7 @@ def operands(captured: Sequence[Array], plan: Plan) -> tuple[Array, ...]:
                 x = jnp.tile(jnp.reshape(x, (1, plan.kv_heads, plan.group)), (1, 1, times))
             else:
                 x = jnp.repeat(jnp.reshape(x, (-1, 1, plan.n)), plan.group, axis=2)
-            x = padded(x, 2, ROWS)
+            x = padded(x, 2, plan.rows)
         elif slot in keys:
             x = padded(x, -1, up(plan.m, plan.config.block_k))
         out.append(x)
@@ -161,7 +168,7 @@ def operands(captured: Sequence[Array], plan: Plan) -> tuple[Array, ...]:
 
 
 def total(lse: Array) -> Array:
-    """The parts' log-sum-exps as one; unread, as it mostly is, it costs nothing.   [B, G, splits, 64] -> [B, G, 64]"""
+    """The parts' log-sum-exps as one; unread, as it mostly is, free.   [B, G, splits, rows] -> [B, G, rows]"""
     top = jnp.max(lse, axis=2)
     base = jnp.where(jnp.isneginf(top), 0, top)
     return base + jnp.log(jnp.sum(jnp.exp(lse - base[:, :, None]), axis=2))
@@ -198,15 +205,17 @@ def call(plan: Plan) -> Callable[..., tuple[Array, Array]]:
     return attention
 
 
-def plan_of(eqn: Eqn, target: Target) -> Plan:
-    """The plan of an equation whose shapes are bound, by measured block sizes, where a table has them, or by rule."""
+def plan_of(eqn: Eqn, target: Target, kept: Any = None) -> Plan:
+    """The plan of an equation whose shapes are bound, by measured block sizes, where a table has them, or by rule.
+    kept: of `Plan`."""
     op, (q, k, _, *_) = eqn.op, (a.type for a in eqn.args)
     assert isinstance(op, Attention)
     (batch, n, heads, head_dim), (_, m, kv_heads, _) = q.ints, k.ints
-    found = dict(tuned.fields("decode", eqn, target))
+    found = dict(tuned.fields("decode", eqn, target)) if kept is None else {}
     splits = found.pop("splits", 0)
-    config = replace(config_for(head_dim), **found)
-    slots = (target.sms or SMS) * resident(head_dim)
+    sizes = head_dim, up(n * (heads // kv_heads), 8), kept is not None
+    config = replace(config_for(*sizes), **found)
+    slots = (target.sms or SMS) * resident(*sizes)
     return Plan(
         config=config,
         batch=batch,
@@ -220,6 +229,7 @@ def plan_of(eqn: Eqn, target: Target) -> Plan:
         score=op.score,
         mask=op.mask,
         interpret=target.interpret,
+        kept=kept,
         splits=splits or splits_for(batch * kv_heads, -(-m // config.block_k), slots),
     )
 

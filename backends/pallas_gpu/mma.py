@@ -14,7 +14,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["mma", "paired", "product"]
+__all__ = ["added", "mma", "nothing", "paired", "product"]
 
 Array = jax.Array
 
@@ -23,7 +23,7 @@ def nothing() -> None:
     """No work."""
 
 
-def product(a: Any, b: Any, issued: Callable[[], None] = nothing, watched: bool = False) -> Array:
+def product(a: Any, b: Any, issued: Callable[[], Any] = nothing, watched: bool = False) -> Array:
     """a b in float32, both operands in shared memory. `issued` runs once the product is under way.
 
     watched: where kernels are interpreted, the operands are also read by plain loads, the only reads among which
@@ -52,6 +52,16 @@ def mma(acc: Array, a: Array, b: Any, staging: Any = None) -> Array:
         staging[...] = a
         return acc + product(staging, b, watched=True)
     start: Any = plgpu.WGMMAAccumulatorRef.init(acc)  # a reference while the product runs, an array before and after
+    out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(start)
+    return out
+
+
+def added(acc: Array, a: Any, b: Any, watched: bool = False) -> Array:
+    """acc + a b.   acc: float32 [R, C] in registers; a, b: [R, K], [K, C] in shared memory. watched: as in `product`,
+    where the interpreter knows no accumulator that begins with values."""
+    if watched:
+        return acc + product(a, b, watched=True)
+    start: Any = plgpu.WGMMAAccumulatorRef.init(acc)
     out: Array = pl.run_state(lambda total: plgpu.wgmma(total, a, b))(start)
     return out
 

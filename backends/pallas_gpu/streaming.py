@@ -99,10 +99,13 @@ def tokens(ref: Any, batch: Any, first: Any, count: int, layout: Any, kind: Kind
 
 
 class Rows:
-    """The formulas, read for 64 query rows against one key tile after another.
+    """The formulas, read for query rows against one key tile after another. A tile is [rows, keys], here of 64 rows.
 
     What depends on the query or the head alone is read once, here.
     """
+
+    rows, keys = 0, 1  # the axes of a tile
+    of_rows, of_keys = ROW, COLUMN  # the layouts of what varies along one of them
 
     def __init__(self, plan: Plan, visits: Visits, captured: tuple[Any, ...], first: Any) -> None:
         self.plan, self.visits, self.captured = plan, visits, captured
@@ -121,6 +124,10 @@ class Rows:
 
         self.lse: Array | None = None  # where weights read it
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return ROWS, self.plan.config.block_k
+
     def tile(self, key_tile: Any, expr: Expr, given: Mapping[Expr, Placed]) -> Tile:
         """The tile at `key_tile`, with the leaves that `expr` reads and those given."""
         block_k = self.plan.config.block_k
@@ -132,13 +139,14 @@ class Rows:
                 case Load(slot, "k", kind):
                     ref = self.captured[slot]
                     first = key_tile * block_k
-                    leaves[node] = Placed(tokens(ref, self.visits.batch, first, block_k, COLUMN, kind), (1,))
-        return Tile((ROWS, block_k), leaves, MOSAIC_GPU)
+                    value = tokens(ref, self.visits.batch, first, block_k, self.of_keys, kind)
+                    leaves[node] = Placed(value, (self.keys,))
+        return Tile(self.shape, leaves, MOSAIC_GPU)
 
     def key_positions(self, key_tile: Any) -> Placed:
         block_k = self.plan.config.block_k
-        position = plgpu.broadcasted_iota(jnp.int32, (block_k,), 0, layout=COLUMN) + key_tile * block_k
-        return Placed(position, (1,))
+        position = plgpu.broadcasted_iota(jnp.int32, (block_k,), 0, layout=self.of_keys) + key_tile * block_k
+        return Placed(position, (self.keys,))
 
     def seen(self, key_tile: Any) -> Array:
         """Which scores of the tile count: the mask leaves them, and their keys exist."""
@@ -156,25 +164,29 @@ class Rows:
         tile = self.tile(key_tile, core, {RAW: Placed(raw, (0, 1))})
         return tile.spread(tile.evaluate(core)).astype(jnp.float32)
 
-    def softmax(self, raw: Array, key_tile: Any, masked: bool, top: Array, total: Array) -> State:
-        """One step of the running softmax (arXiv:1805.02867), in base 2.
+    def raised(self, raw: Array, key_tile: Any, masked: bool, top: Array) -> tuple[Array, Array, Array]:
+        """The tile's weights beside the largest exponent so far.
 
-        raw: float32 [64, block_k], q k^T without the scale. top, total: [64], the largest exponent so far, without
-        the constant term of all, and the sum of 2^(exponent - top).   -> (shrink, top, total, p): `shrink` [64] is
-        what earlier sums are to be multiplied by, p [64, block_k] the tile's weights.
+        raw: float32, q k^T without the scale, a tile. top: [rows], the largest exponent of earlier tiles, without the
+        constant term of all.   -> (shrink, top, p): `shrink` [rows] is what earlier sums are to be multiplied by, p
+        the tile's weights, 2^(exponent - top).
         """
         core, factor = self.core(raw, key_tile), self.plan.exponent.factor
         if factor <= 0:  # the largest core is no largest exponent, nor infinity's multiple infinite
             core, factor = core * factor, 1.0
         if masked:
             core = jnp.where(self.seen(key_tile), core, -jnp.inf)
-        raised = jnp.maximum(top, core.max(axis=1) * factor)
+        raised = jnp.maximum(top, core.max(axis=self.keys) * factor)
         # a row that has seen nothing has no largest score; any finite one gives it weights of zero
         base = jnp.where(raised == -jnp.inf, 0.0, raised)
-        p = jnp.exp2(core * factor - lax.broadcast_in_dim(base, core.shape, (0,)))
-        shrink = jnp.exp2(top - base)
-        total = total * shrink + p.sum(axis=1)
-        return shrink, raised, total, p
+        p = jnp.exp2(core * factor - lax.broadcast_in_dim(base, core.shape, (self.rows,)))
+        return jnp.exp2(top - base), raised, p
+
+    def softmax(self, raw: Array, key_tile: Any, masked: bool, top: Array, total: Array) -> State:
+        """One step of the running softmax (arXiv:1805.02867), in base 2: as `raised`, and `total` [rows], the sum of
+        all weights so far.   -> (shrink, top, total, p)"""
+        shrink, top, p = self.raised(raw, key_tile, masked, top)
+        return shrink, top, total * shrink + p.sum(axis=self.keys), p
 
     def bounded(self, raw: Array, key_tile: Any, masked: bool, base: float) -> Array:
         """The tile's weights beside 2^base, where no score is far from it: 2^(exponent - base), float32."""

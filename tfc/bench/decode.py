@@ -195,9 +195,8 @@ def built(case: DecodeCase, kernel: Kernel, target: Target) -> Callable[..., jax
         return lambda *operands: plain(*operands)[0]
     if kernel.name != "pallas_gpu":
         return f"has no {'pages' if case.page else 'keys of 8 bits'}"
-    plan = kernels.plan_of(eqn, target)
-    pool = case.batch * case.length // case.page if case.page else 0
-    plan = replace(plan, page=case.page, pool=pool, kept=jnp.dtype(case.kept) if case.kept else None)
+    plan = kernels.plan_of(eqn, target, jnp.dtype(case.kept) if case.kept else None)
+    plan = replace(plan, page=case.page, pool=case.batch * case.length // case.page if case.page else 0)
     sizes = dict(n=plan.n, m=plan.m, block_q=plan.n, block_k=plan.config.block_k, batch=plan.batch, heads=plan.heads)
 
     def call(q: Any, k: Any, v: Any, at: Any, *more: Any) -> jax.Array:

@@ -177,7 +177,7 @@ def _documents(kernel: Kernel, target: Target, sizes: Scaling, direction: Direct
     for i in chosen:
         _check_independence(cases[i], runner, given[i], seed=1000 + i)
     middle = chosen[CHECKED // 2]
-    error = attention.distance(cases[middle], runner.one(given[middle])[0][0], given[middle][0])
+    error = attention.distance(cases[middle], runner.program(given[middle])[0][0], given[middle][0])
     if not error <= WRONG:
         raise BenchError(f"{sizes.of_documents}: {kernel.name} is {error:.2e} from float64")
     raw: list[list[float]] = [[] for _ in cases]
@@ -185,7 +185,7 @@ def _documents(kernel: Kernel, target: Target, sizes: Scaling, direction: Direct
         for i, operands in enumerate(given):
             runner.sets = operands
             raw[i].append(runner.sample())
-    compiled = max(_compiled(program) for program in (runner.many, runner.one))
+    compiled = _compiled(runner.program)
     if compiled != 1:
         raise BenchError(f"{sizes.of_documents}: {compiled} compilations for operands of the same shapes")
     measured = [median(times) for times in raw]
@@ -237,7 +237,7 @@ def _check_independence(case: AttentionCase, runner: JaxRunner, sets: list[Opera
     keys = jax.random.split(jax.random.key(seed), 3)
     own = zip(keys, sets[0][:3], strict=True)
     exchanged = [jnp.where(mine, jax.random.normal(key, x.shape, x.dtype), x) for key, x in own]
-    before, after = (runner.one(given)[0] for given in (sets, [(*exchanged, *sets[0][3:]), *sets[1:]]))
+    before, after = (runner.program(given)[0] for given in (sets, [(*exchanged, *sets[0][3:]), *sets[1:]]))
     for a, b in zip(before, after, strict=True):
         same = jax.lax.bitcast_convert_type(a, jnp.uint16) == jax.lax.bitcast_convert_type(b, jnp.uint16)
         if not bool(jnp.all(same | mine)):
@@ -361,7 +361,7 @@ def _trained(of: Trained, kernel: Kernel, target: Target, sizes: Scaling, sample
         key: JaxRunner(trained.backward(kernel, eqn, target, captured=captured), sets)
         for key, captured in ((kernel.name, False), (WITH, True))
     }
-    errors = _checked(name, eqn, target, first, *(runner.one(sets)[0] for runner in runners.values()))
+    errors = _checked(name, eqn, target, first, *(runner.program(sets)[0] for runner in runners.values()))
     times = interleave(dict(runners), samples)
     b, n, h, d = eqn.args[0].type.ints
     case = AttentionCase(name=name, batch=b, length=n, heads=h, kv_heads=h, head_dim=d, mask=CAUSAL)

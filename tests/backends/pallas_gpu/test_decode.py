@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tfc import aot
 from tfc.backends.kernel import Target
-from tfc.backends.pallas_gpu import attention, decode
+from tfc.backends.pallas_gpu import attention, cached, decode
 from tfc.backends.table import choose
 from tfc.formula.expr import Expr, Kind, Token, Var, apply
 from tfc.ir.ops import YES, Attention, P, S
@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "head size 128": dict(splits=2, d=128, h=2),
     "head size 256": dict(splits=2, d=256, h=2, m=130),
     "head size 80": dict(splits=2, d=80, h=2, m=130, n=2),
+    "all rows of head size 192": dict(splits=2, h=16, n=4, d=192, m=130),
     "head size 96": dict(splits=3, d=96, h=6, g=2, m=130),
     "head size 16": dict(splits=2, d=16, h=3, n=4, m=130),
     "head size 80 in one part": dict(splits=1, d=80, h=2, m=130, n=2),
@@ -82,7 +83,7 @@ SLOW = {
     "tiles of 128 keys", "first row of a cache", "lengths known", "a part for each tile", "pages",
     "int8, head size 32", "int8, head size 128", "float8", "float8 for float16", "more visits than a ring holds",
     "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered",
-    "parts that see nothing", "head size 96",
+    "parts that see nothing", "head size 96", "all rows of head size 192",
 }  # fmt: skip
 
 
@@ -160,13 +161,13 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "return place * self.plan.splits + self.part", "return place * self.plan.splits", TWO,
     ),
     "one tile again and again": (
-        "return jnp.minimum(place + 1, plan.places - 1), ahead, out, top, total",
-        "return place, ahead, out, top, total",
-        dict(splits=1, m=200, lengths=(200,)),
+        "later, ahead = find(ahead, wanted)",
+        "later, _ = find(ahead, wanted)",
+        dict(splits=1, m=300, lengths=(300,)),
     ),
     "queries and heads exchanged": (
-        "self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (0,))",
-        "self.leaves[node] = Placed(row // plan.group + here.kv_head * plan.group, (0,))",
+        "self.leaves[node] = Placed(row % plan.group + here.kv_head * plan.group, (self.rows,))",
+        "self.leaves[node] = Placed(row // plan.group + here.kv_head * plan.group, (self.rows,))",
         dict(TWO, formula="heads as numbers"),
     ),
     "keys beyond the last": (
@@ -174,13 +175,25 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         dict(splits=2, formula="full"),
     ),
     "output not shrunk as the maximum rises": (
-        "out = out * lax.broadcast_in_dim(shrink, out.shape, (0,))", "out = out * 1.0", dict(splits=1, lengths=(200,)),
+        "out = out * spread(shrink, out)", "out = out * 1.0", dict(splits=1, lengths=(200,)),
     ),
     "parts added without their shares": ("share = jnp.exp2(other - base)", "share = jnp.exp2(base - base)", TWO),
+    "sum not shrunk as the maximum rises": (
+        "stats = [top, stats[1] * spread(shrink, p) + p]", "stats = [top, stats[1] + p]",
+        dict(splits=1, lengths=(200,)),
+    ),
     "scales of keys for values": (
-        "out = mma(out, arrived.scaled(p, mem.v_scales).astype(plan.dtype), values, mem.staging)",
-        "out = mma(out, arrived.scaled(p, mem.k_scales).astype(plan.dtype), values, mem.staging)",
+        "p = scaled(p, arrived.scale(mem.v_scales)).astype(plan.dtype)",
+        "p = scaled(p, arrived.scale(mem.k_scales)).astype(plan.dtype)",
         dict(splits=2, kept="int8"),
+    ),
+    "values asked for before they are left": (
+        'ask(later, slot, wanted, "v" if widened else "k")', 'ask(later, slot, wanted, "v")',
+        dict(splits=1, m=300, lengths=(300,)),
+    ),
+    "tiles for those of the ring before": (
+        "return ahead, (*tiles, later), out, *stats", "return ahead, (later, *tiles), out, *stats",
+        dict(splits=1, m=300, lengths=(290,)),
     ),
     "another group's rows": (
         "own = lax.rem(kv_head * plan.group, 8) if plan.shared else 0  # the first row of the group", "own = 0",
@@ -205,13 +218,16 @@ def test_faults_are_noticed(worker: Worker, fault: str) -> None:
 
 @pytest.mark.aot
 @pytest.mark.parametrize("kept", [None, "int8", "float8_e4m3fn"])
-@pytest.mark.parametrize("head_dim", [32, 64, 80, 96, 128, 160, 192, 256])
-def test_registers_suffice(head_dim: int, kept: str | None) -> None:
+@pytest.mark.parametrize(
+    ("head_dim", "n"), [(16, 2), (32, 2), (64, 2), (64, 16), (80, 2), (96, 2), (128, 1), (128, 16), (160, 2), (192, 16),
+                        (256, 2), (256, 12)],
+)  # fmt: skip
+def test_registers_suffice(head_dim: int, n: int, kept: str | None) -> None:
     """No spill, and as few as as many blocks take as are to share a multiprocessor."""
     if lacking := aot.missing("h200"):
         (pytest.fail if os.environ.get("TFC_AOT") else pytest.skip)(f"pip install 'tfc[aot]': {', '.join(lacking)}")
-    made = decode.plan_of(equation(d=head_dim, mask=apply("le", K, Q), n=2), H200)
-    plan = replace(made, splits=4, kept=None if kept is None else jnp.dtype(kept))
+    made = decode.plan_of(equation(d=head_dim, mask=apply("le", K, Q), n=n), H200, kept and jnp.dtype(kept))
+    plan = replace(made, splits=4)
     tiles = np.ones((1, 1, 1, plan.key_tiles), np.int32)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *scales: jax.Array) -> jax.Array:
@@ -219,14 +235,15 @@ def test_registers_suffice(head_dim: int, kept: str | None) -> None:
 
     keys = jax.ShapeDtypeStruct((1, 4096, 8, head_dim), plan.kept or plan.dtype)
     scales = [] if kept is None else [jax.ShapeDtypeStruct((1, 8, 4096), jnp.float32)] * 2
-    shapes = (jax.ShapeDtypeStruct((1, 2, 32, head_dim), plan.dtype), keys, keys, *scales)
+    shapes = (jax.ShapeDtypeStruct((1, n, 32, head_dim), plan.dtype), keys, keys, *scales)
     if kept is not None and head_dim not in (32, 64, 128):
         with pytest.raises(ValueError, match="keys of 8 bits have heads of 32, 64 or 128"):
             aot.compile_for("h200", call, *shapes)
         return
     kernel = aot.compile_for("h200", call, *shapes).kernels[0]
     assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
-    assert kernel.registers * 128 * decode.resident(head_dim) <= 2**16
+    blocks = decode.resident(head_dim, plan.rows, kept is not None)
+    assert kernel.registers * 128 * blocks <= 2**16
 
 
 def test_pages_are_whole_tiles() -> None:
@@ -295,11 +312,18 @@ def test_the_table_asks_it_first_and_under_the_same_name() -> None:
 
 @pytest.mark.parametrize("head_dim", range(16, 272, 16))
 def test_blocks_fit_into_shared_memory(head_dim: int) -> None:
-    """Q, the rings or the results in their place, barriers; of a multiprocessor's 228 KiB each block costs one more."""
-    config = decode.config_for(head_dim)
-    rings, results = 2 * config.stages * config.block_k * head_dim * 2, 64 * head_dim * 4 + 1024
-    block = 64 * head_dim * 2 + max(rings, results) + 8 * (1 + 2 * config.stages)
-    assert decode.resident(head_dim) * (block + 1024) <= 228 * 1024
+    """Q, weights, the rings or the results in their place, what is widened, barriers; of a multiprocessor's 228 KiB
+    each block costs one more, and may have 227."""
+    for rows, kept in ((8, False), (64, False), (8, True), (64, True)):
+        config, columns = decode.config_for(head_dim, rows, kept), -(-head_dim // 64) * 64
+        tokens, results = config.stages * config.block_k, 4 * rows * (columns + 1)
+        rings = tokens * (2 * head_dim if kept else 2 * (head_dim + columns))
+        wide = 2 * config.block_k * (head_dim + columns) + 8 * tokens if kept else 0
+        block = 2 * rows * (head_dim + config.block_k) + max(rings, results) + wide + 2048
+        assert block <= cached.shared_bytes(config, head_dim, rows, kept) - 1024
+        block += 8 * (1 + 2 * config.stages)
+        assert decode.resident(head_dim, rows, kept) * (block + 1024) <= 228 * 1024
+        assert config.stages > 1
 
 
 @pytest.mark.parametrize(
