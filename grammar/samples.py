@@ -87,6 +87,7 @@ CALLS: Mapping[str, str] = {
     "squares": _role("mask", "squares(2, shift = 1)"),
     # scores
     "softcap": _role("score", "softcap(50)"),
+    "approximate_softcap": _role("score", "approximate_softcap(50)"),
     "alibi": _role("score", "alibi(2)"),
     "alibi_slope": _role("score", "s - alibi_slope(h, 2) * (q - k)"),
     "tilt": _role("score", "tilt(slope)"),

@@ -123,6 +123,7 @@ def test_masks(mask: str) -> None:
 
 SCORES: dict[str, Callable[[float, int, int, int], float]] = {
     "softcap(30)": lambda s, h, q, k: 30 * math.tanh(s / 30),
+    "approximate_softcap(30)": lambda s, h, q, k: 30 * math.tanh(s / 30),
     "alibi(8)": lambda s, h, q, k: s - 2.0 ** -(h + 1) * abs(q - k),
     "tilt(slope)": lambda s, h, q, k: s - [0.5, 0.25][h] * abs(q - k),
     "tilt(slope) + softcap(5)": lambda s, h, q, k: s - [0.5, 0.25][h] * abs(q - k) + 5 * math.tanh(s / 5),

@@ -153,6 +153,7 @@ LAG = POS[:, None] - POS[None, :]
 def test_scores() -> None:
     s = scores()
     close(scored("softcap(2)")[0], 2 * np.tanh(s / 2))
+    close(scored("approximate_softcap(2)")[0], 2 * np.tanh(s / 2))
     found, p = scored("tilt(slope)")
     close(found, s - p["slope"][:, None, None] * abs(LAG))
     found, p = scored("relative(near, 4)")

@@ -166,10 +166,15 @@ def _eq(ns: Numbers, kind: Kind, x: Interval, y: Interval) -> Interval:
     return same, apart ^ True
 
 
-def _less(x: Interval, y: Interval, strict: bool) -> Interval:
+def _less(kind: Kind, x: Interval, y: Interval, strict: bool) -> Interval:
     if strict:
-        return x[1] < y[0], (x[0] >= y[1]) ^ True
-    return x[1] <= y[0], (x[0] > y[1]) ^ True
+        every, some = x[1] < y[0], (x[0] >= y[1]) ^ True
+    else:
+        every, some = x[1] <= y[0], (x[0] > y[1]) ^ True
+    if kind is not Kind.INT:
+        return every, some
+    lost = _lost(x) | _lost(y)  # what is not known may be beyond the ends, and the other be at one
+    return every & (lost ^ True), some | lost
 
 
 def _not(ns: Numbers, kind: Kind, x: Interval) -> Interval:
@@ -264,10 +269,10 @@ RULES: Mapping[str, Rule] = {
     "neg": _neg,
     "eq": _eq,
     "ne": lambda ns, kind, x, y: _not(ns, kind, _eq(ns, kind, x, y)),
-    "lt": lambda ns, kind, x, y: _less(x, y, True),
-    "le": lambda ns, kind, x, y: _less(x, y, False),
-    "gt": lambda ns, kind, x, y: _less(y, x, True),
-    "ge": lambda ns, kind, x, y: _less(y, x, False),
+    "lt": lambda ns, kind, x, y: _less(kind, x, y, True),
+    "le": lambda ns, kind, x, y: _less(kind, x, y, False),
+    "gt": lambda ns, kind, x, y: _less(kind, y, x, True),
+    "ge": lambda ns, kind, x, y: _less(kind, y, x, False),
     "and": lambda ns, kind, x, y: (x[0] & y[0], x[1] & y[1]),
     "or": lambda ns, kind, x, y: (x[0] | y[0], x[1] | y[1]),
     "not": _not,
