@@ -189,8 +189,8 @@ def listed(layers: int) -> str:
 
 
 LIMIT = 1.3
-"""Most that 128 layers may cost, by what four cost; beside other work 1.15 to 1.3 was measured line by line, and 1.17 to
-1.24 as a list."""
+"""Most that 128 layers may cost, by what four cost; beside other work, 1.15 to 1.3 was measured line by line, and
+1.17 to 1.24 as a list."""
 
 TIMED = """
 import sys, time
