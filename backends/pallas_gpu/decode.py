@@ -18,7 +18,8 @@ from tfc.backends.formula import unlowerable
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import tuned
 from tfc.backends.pallas_gpu.attention import padded, up
-from tfc.backends.pallas_gpu.cached import BITS, CROWDED, Plan, launch, merge, shared_bytes
+from tfc.backends.pallas_gpu.cached import launch, merge
+from tfc.backends.pallas_gpu.decode_plan import BITS, CROWDED, Plan, shared_bytes
 from tfc.backends.pallas_gpu.streaming import ROWS, Config, H
 from tfc.formula.expr import Load, Read, Var, walk
 from tfc.ir.ops import Attention, P
@@ -170,7 +171,7 @@ def operands(captured: Sequence[Array], plan: Plan) -> tuple[Array, ...]:
 
 
 def total(lse: Array) -> Array:
-    """The parts' log-sum-exps as one; unread, as it mostly is, it costs nothing.   [B, G, splits, rows] -> [B, G, rows]"""
+    """The parts' log-sum-exps as one, [B, G, splits, rows] -> [B, G, rows]: unread, as mostly, it costs nothing."""
     top = jnp.max(lse, axis=2)
     base = jnp.where(jnp.isneginf(top), 0, top)
     return base + jnp.log(jnp.sum(jnp.exp(lse - base[:, :, None]), axis=2))
