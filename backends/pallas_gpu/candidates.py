@@ -7,7 +7,7 @@ from typing import Any
 
 from tfc.backends.kernel import Target
 from tfc.backends.pallas_gpu import attention, backward, decode
-from tfc.backends.pallas_gpu.cached import shared_bytes
+from tfc.backends.pallas_gpu.decode_plan import shared_bytes
 from tfc.backends.pallas_gpu.plan import ROWS
 from tfc.backends.pallas_gpu.streaming import SHARED_MEMORY
 from tfc.ir.program import Eqn

@@ -17,7 +17,8 @@ from tfc.backends.bounds import visited_tiles
 from tfc.backends.kernel import DTYPES, Kernel, Late, Target
 from tfc.backends.pallas_gpu import tuned
 from tfc.backends.pallas_gpu.attention import of_size, padded, up
-from tfc.backends.pallas_gpu.cached import BITS, CROWDED, Plan, launch, merge, shared_bytes
+from tfc.backends.pallas_gpu.cached import launch, merge
+from tfc.backends.pallas_gpu.decode_plan import BITS, CROWDED, Plan, shared_bytes
 from tfc.backends.pallas_gpu.refusals import of_device, of_dropout, of_formulas, of_types
 from tfc.backends.pallas_gpu.streaming import ROWS, Config
 from tfc.backends.refusal import Change, Reason, first, resized
@@ -168,7 +169,7 @@ def operands(captured: Sequence[Array], plan: Plan) -> tuple[Array, ...]:
 
 
 def total(lse: Array) -> Array:
-    """The parts' log-sum-exps as one; unread, as it mostly is, free.   [B, G, splits, rows] -> [B, G, rows]"""
+    """The parts' log-sum-exps as one, [B, G, splits, rows] -> [B, G, rows]: unread, as mostly, it costs nothing."""
     top = jnp.max(lse, axis=2)
     base = jnp.where(jnp.isneginf(top), 0, top)
     return base + jnp.log(jnp.sum(jnp.exp(lse - base[:, :, None]), axis=2))

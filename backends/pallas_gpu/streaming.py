@@ -109,6 +109,7 @@ class Rows:
 
     def __init__(self, plan: Plan, visits: Visits, captured: tuple[Any, ...], first: Any) -> None:
         self.plan, self.visits, self.captured = plan, visits, captured
+        self.shape = ROWS, plan.config.block_k
         offset = plan.m - plan.n
         self.leaves: dict[Expr, Placed] = {H: Placed(visits.head, ())}
         for node in plan.nodes():
@@ -123,10 +124,6 @@ class Rows:
                     self.leaves[node] = Placed(value != 0 if kind is Kind.BOOL else value, ())
 
         self.lse: Array | None = None  # where weights read it
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return ROWS, self.plan.config.block_k
 
     def tile(self, key_tile: Any, expr: Expr, given: Mapping[Expr, Placed]) -> Tile:
         """The tile at `key_tile`, with the leaves that `expr` reads and those given."""

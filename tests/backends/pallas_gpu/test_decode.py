@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tfc import aot
 from tfc.backends.kernel import Target
-from tfc.backends.pallas_gpu import attention, cached, decode
+from tfc.backends.pallas_gpu import attention, decode
+from tfc.backends.pallas_gpu.decode_plan import shared_bytes
 from tfc.backends.table import choose
 from tfc.formula.expr import Expr, Kind, Token, Var, apply
 from tfc.ir.ops import YES, Attention, P, S
@@ -82,8 +83,8 @@ SLOW = {
     "one key", "head size 256", "head size 16", "head size 80 in one part", "head size 128", "float16", "no groups",
     "tiles of 128 keys", "first row of a cache", "lengths known", "a part for each tile", "pages",
     "int8, head size 32", "int8, head size 128", "float8", "float8 for float16", "more visits than a ring holds",
-    "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered",
-    "parts that see nothing", "head size 96", "all rows of head size 192",
+    "rows that do not fill eight", "eight heads of four groups", "eight heads, numbered", "parts that see nothing",
+    "head size 96", "all rows of head size 192",
 }  # fmt: skip
 
 
@@ -320,7 +321,7 @@ def test_blocks_fit_into_shared_memory(head_dim: int) -> None:
         rings = tokens * (2 * head_dim if kept else 2 * (head_dim + columns))
         wide = 2 * config.block_k * (head_dim + columns) + 8 * tokens if kept else 0
         block = 2 * rows * (head_dim + config.block_k) + max(rings, results) + wide + 2048
-        assert block <= cached.shared_bytes(config, head_dim, rows, kept) - 1024
+        assert block <= shared_bytes(config, head_dim, rows, kept) - 1024
         block += 8 * (1 + 2 * config.stages)
         assert decode.resident(head_dim, rows, kept) * (block + 1024) <= 228 * 1024
         assert config.stages > 1
