@@ -60,9 +60,11 @@ def side_by_side(
                 if connection.closed:
                     break
     finally:
+        ended = [connection.closed for _, connection, _ in workers]
         for process, connection, _ in workers:
             connection.close()
-            process.join(timeout=5)
+        for done, (process, _, _) in zip(ended, workers, strict=True):
+            process.join(timeout=5 if done else 0)
             if process.is_alive():
                 process.kill()
     if said:
