@@ -61,7 +61,7 @@ def side_by_side(
                     break
     finally:
         ended = [connection.closed for _, connection, _ in workers]
-        for process, connection, _ in workers:
+        for _, connection, _ in workers:
             connection.close()
         for done, (process, _, _) in zip(ended, workers, strict=True):
             process.join(timeout=5 if done else 0)
