@@ -67,7 +67,7 @@ class JaxRunner:
 
     def timed(self, runs: int) -> float:
         """Milliseconds until so many programs, one after another, have ended."""
-        start = time.perf_counter()
+        start, last = time.perf_counter(), None
         for _ in range(runs):
             last = self.program(self.sets)
         jax.block_until_ready(last)
