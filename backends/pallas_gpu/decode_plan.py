@@ -74,7 +74,7 @@ class Plan(attention.Plan):
         """Whether accumulators leave a thread no registers for the rows' statistics: then those lie in shared memory,
         and the block sums the weights of each tile, where else a thread has a sum for each of its scores until the end.
         """
-        return self.rows * self.columns > 64 * 128
+        return self.rows * (self.columns + 2 * self.config.block_k) > 64 * 256
 
     @property
     def places(self) -> int:
