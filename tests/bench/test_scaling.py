@@ -126,6 +126,7 @@ def test_both_forms_of_the_backward_pass(one: trained.Trained) -> None:
     assert float(jnp.abs(whole[3]).max()) > 0
 
 
+@pytest.mark.slow
 def test_kernels_without_the_sums_give_the_same_gradients() -> None:
     """By interpreted kernels: what is left out is the captured gradient alone."""
     with Worker(environment={"PYTHONPATH": HERE}) as worker:

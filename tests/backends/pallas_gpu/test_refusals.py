@@ -234,7 +234,13 @@ def test_a_reason_is_in_words_and_its_edit_serves(case: Case) -> None:
         assert choose(eqn, target).kernel.name == "xla"
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=f"{c.module}: {c.text}") for c in CASES if c.cheap])
+CHEAP = [c for c in CASES if c.cheap]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=f"{c.module}: {c.text}", marks=pytest.mark.slow if i % 2 else ()) for i, c in enumerate(CHEAP)],
+)
 def test_what_an_edit_makes_is_computed_right(case: Case, worker: Worker) -> None:
     """Interpreted, gradients too, beside the definition of the edited equation in float64."""
     (reason,) = SAID[case.module](equation(**case.eqn), H200)
